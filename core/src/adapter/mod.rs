@@ -1,0 +1,12 @@
+//! LoRA adapters: what is trained, shared and stored.
+//!
+//! An [`Adapter`] is a [`LoraConfig`] and a [`ParameterSet`] that carries the names PEFT gives to
+//! its tensors, so that files, updates and aggregation speak of the same things.
+
+mod lora;
+mod parameters;
+mod peft;
+
+pub use lora::{LoraConfig, LoraConfigError, Target};
+pub use parameters::{LayoutMismatch, Parameter, ParameterSet};
+pub use peft::{Adapter, AdapterError};

@@ -1,0 +1,5 @@
+//! Training data: examples, templates, tokenising, partitions.
+
+mod example;
+
+pub use example::{TokenizedExample, TokenizedPair};

@@ -1,0 +1,141 @@
+//! The hyperparameters of a decoder.
+
+/// A family of decoder models; what differs between them is written in their files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Family {
+    /// Llama 2 and 3, SmolLM2.
+    Llama,
+    /// Mistral: Llama with a sliding attention window.
+    Mistral,
+    /// Qwen2 and Qwen2.5: biases on the query, key and value projections.
+    Qwen2,
+    /// Qwen3: RMSNorm of queries and keys, per head.
+    Qwen3,
+}
+
+/// How rotary frequencies are stretched for contexts longer than the model was first trained on.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// Frequencies as they are.
+    None,
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3.1's rule: low frequencies divided, high ones kept, a ramp between.
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_context / low_freq_factor` are divided.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_context / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length of the first training, in tokens.
+        original_context: usize,
+    },
+    /// Divisors per frequency, as GGUF files store them (`rope_freqs.weight`), one per pair.
+    PerFrequency(Vec<f32>),
+}
+
+/// Shape and constants of a decoder-only transformer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The architecture.
+    pub family: Family,
+    /// Tokens in the vocabulary (rows of the embedding).
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward part.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_layers: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// RMSNorm's epsilon.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Stretching of the rotary frequencies.
+    pub rope_scaling: RopeScaling,
+    /// Longest context the model was trained for, in tokens.
+    pub max_context: usize,
+    /// A token attends to itself and at most `sliding_window - 1` tokens before it.
+    pub sliding_window: Option<usize>,
+    /// First layer the sliding window applies to.
+    pub sliding_window_from_layer: usize,
+    /// Whether the output head shares the embedding's matrix.
+    pub tie_word_embeddings: bool,
+}
+
+impl ModelConfig {
+    /// Output features of the query projection.
+    pub fn query_size(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Output features of the key and of the value projection.
+    pub fn kv_size(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+
+    /// The attention window of layer `layer`, in tokens.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| layer >= self.sliding_window_from_layer)
+    }
+
+    /// `(output, input)` features of an adaptable projection.
+    pub fn projection_shape(&self, target: crate::adapter::Target) -> (usize, usize) {
+        use crate::adapter::Target as T;
+        let hidden = self.hidden_size;
+        match target {
+            T::QProj => (self.query_size(), hidden),
+            T::KProj | T::VProj => (self.kv_size(), hidden),
+            T::OProj => (hidden, self.query_size()),
+            T::GateProj | T::UpProj => (self.intermediate_size, hidden),
+            T::DownProj => (hidden, self.intermediate_size),
+        }
+    }
+
+    /// Inverse rotary frequencies, radians per token, one per pair of a head (`head_dim / 2`),
+    /// computed in f64: `theta^(-2i / head_dim)`, then stretched by [`RopeScaling`].
+    pub fn inverse_frequencies(&self) -> Vec<f64> {
+        let half = self.head_dim / 2;
+        let base = (0..half).map(|i| self.rope_theta.powf(-2.0 * i as f64 / self.head_dim as f64));
+        match &self.rope_scaling {
+            RopeScaling::None => base.collect(),
+            RopeScaling::Linear { factor } => base.map(|f| f / factor).collect(),
+            RopeScaling::PerFrequency(divisors) => {
+                base.zip(divisors).map(|(f, &divisor)| f / f64::from(divisor)).collect()
+            }
+            &RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
+                let context = original_context as f64;
+                base.map(|frequency| {
+                    let wavelength = std::f64::consts::TAU / frequency;
+                    if wavelength < context / high_freq_factor {
+                        frequency
+                    } else if wavelength > context / low_freq_factor {
+                        frequency / factor
+                    } else {
+                        let ramp = (context / wavelength - low_freq_factor)
+                            / (high_freq_factor - low_freq_factor);
+                        (1.0 - ramp) * frequency / factor + ramp * frequency
+                    }
+                })
+                .collect()
+            }
+        }
+    }
+}

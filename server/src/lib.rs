@@ -1,0 +1,1 @@
+//! The server of fleetune: rounds, aggregation, evaluation, fleet simulation and the command line.

@@ -1,0 +1,3 @@
+//! The `fleetune` command.
+
+fn main() {}
