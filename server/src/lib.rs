@@ -1,1 +1,3 @@
 //! The server of fleetune: rounds, aggregation, evaluation, fleet simulation and the command line.
+
+pub mod simulate;

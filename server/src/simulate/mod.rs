@@ -1,0 +1,5 @@
+//! A whole federation in one process.
+
+pub mod python_random;
+pub mod schedule;
+pub mod seed;
