@@ -1,1 +1,38 @@
-//! To come.
+//! The arithmetic of the engine on the processor, on plain row-major slices.
+//!
+//! Every function here computes the same numbers whatever the number of threads: work is split over
+//! outputs only, and each output is summed in an order that depends on shapes alone. Parallel parts
+//! run on the rayon pool the caller is in; [`Threads`] makes one of a chosen size.
+//!
+//! Shapes are given by the caller and checked: a slice of another length than its shape asks for is
+//! a bug of the caller and panics before any value is written.
+
+mod dense;
+mod dequantize;
+mod frozen;
+mod threads;
+
+pub use dense::{View, matmul};
+pub use dequantize::{dequantize_row, dequantize_rows};
+pub use frozen::{frozen_matmul, frozen_matmul_transposed};
+pub use threads::{Threads, ThreadsError};
+
+/// How the inputs of a matrix product are rounded. Sums are f32 in both cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Inputs stay f32.
+    #[default]
+    F32,
+    /// Inputs are rounded to bf16 where the processor multiplies bf16 faster than f32, else they
+    /// stay f32.
+    Bf16,
+}
+
+/// What becomes of the values an output already holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// They are replaced; they may be anything.
+    Overwrite,
+    /// The result is added to them.
+    Accumulate,
+}

@@ -1,0 +1,369 @@
+//! From a weight's file format to f32.
+//!
+//! Blocks are decoded from bytes, so it does not matter how a mapped file is aligned. The formats
+//! are those of ggml; each decoder names its block's fields in file order.
+
+use std::ops::Range;
+
+use candle_core::quantized::GgmlDType;
+
+use crate::weight::FrozenWeight;
+
+/// Values in a block of the K formats.
+const K: usize = 256;
+
+/// Writes row `row` of `weight` as f32.
+///
+/// # Panics
+/// When the row does not exist or `out` is not as long as the weight has columns.
+pub fn dequantize_row(weight: &FrozenWeight, row: usize, out: &mut [f32]) {
+    dequantize_columns(weight, row, 0..weight.cols(), out);
+}
+
+/// Writes the rows `rows` of `weight` as f32, one after the other.
+///
+/// # Panics
+/// When a row does not exist or `out` does not hold `rows.len()` times the weight's columns.
+pub fn dequantize_rows(weight: &FrozenWeight, rows: Range<usize>, out: &mut [f32]) {
+    assert_eq!(out.len(), rows.len() * weight.cols(), "rows of {}", weight.name());
+    if weight.cols() > 0 {
+        for (row, out) in rows.zip(out.chunks_exact_mut(weight.cols())) {
+            dequantize_row(weight, row, out);
+        }
+    }
+}
+
+/// Writes the columns `columns` of row `row`; both ends must lie between blocks of the format.
+pub(super) fn dequantize_columns(
+    weight: &FrozenWeight,
+    row: usize,
+    columns: Range<usize>,
+    out: &mut [f32],
+) {
+    assert!(row < weight.rows(), "row {row} of {} of {}", weight.rows(), weight.name());
+    assert_eq!(out.len(), columns.len(), "columns of {}", weight.name());
+    let format = weight.format();
+    let (block, size) = (format.block_size(), format.type_size());
+    debug_assert!(columns.start.is_multiple_of(block) && columns.end.is_multiple_of(block));
+    let bytes = &weight.row_bytes(row)[columns.start / block * size..columns.end / block * size];
+    decode(format, bytes, out);
+}
+
+/// Decodes whole blocks.
+#[inline(always)]
+fn decode(format: GgmlDType, bytes: &[u8], out: &mut [f32]) {
+    match format {
+        GgmlDType::F32 => decode_blocks(bytes, out, |b, [out]| *out = f32::from_le_bytes(*b)),
+        GgmlDType::F16 => decode_blocks(bytes, out, |b, [out]| *out = f16(*b)),
+        GgmlDType::BF16 => decode_blocks(bytes, out, |&[low, high], [out]| {
+            *out = f32::from_le_bytes([0, 0, low, high]);
+        }),
+        GgmlDType::Q4_0 => decode_blocks(bytes, out, q4_0),
+        GgmlDType::Q4_1 => decode_blocks(bytes, out, q4_1),
+        GgmlDType::Q5_0 => decode_blocks(bytes, out, q5_0),
+        GgmlDType::Q5_1 => decode_blocks(bytes, out, q5_1),
+        GgmlDType::Q8_0 => decode_blocks(bytes, out, q8_0),
+        GgmlDType::Q8_1 => decode_blocks(bytes, out, q8_1),
+        GgmlDType::Q2K => decode_blocks(bytes, out, q2_k),
+        GgmlDType::Q3K => decode_blocks(bytes, out, q3_k),
+        GgmlDType::Q4K => decode_blocks(bytes, out, q4_k),
+        GgmlDType::Q5K => decode_blocks(bytes, out, q5_k),
+        GgmlDType::Q6K => decode_blocks(bytes, out, q6_k),
+        GgmlDType::Q8K => decode_blocks(bytes, out, q8_k),
+    }
+}
+
+#[inline(always)]
+fn decode_blocks<const BYTES: usize, const VALUES: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    decode: impl Fn(&[u8; BYTES], &mut [f32; VALUES]),
+) {
+    let (blocks, _) = bytes.as_chunks::<BYTES>();
+    let (outs, _) = out.as_chunks_mut::<VALUES>();
+    for (block, out) in blocks.iter().zip(outs) {
+        decode(block, out);
+    }
+}
+
+/// IEEE half precision without branches, so that it vectorises: normal numbers by moving the
+/// exponent, subnormal ones by an addition that aligns them.
+#[inline(always)]
+fn f16(bytes: [u8; 2]) -> f32 {
+    let word = u32::from(u16::from_le_bytes(bytes)) << 16;
+    let sign = word & 0x8000_0000;
+    let twice = word.wrapping_add(word);
+    let normal = f32::from_bits((twice >> 4) + (0xE0 << 23)) * f32::from_bits(15 << 23);
+    let subnormal = f32::from_bits((twice >> 17) | (126 << 23)) - 0.5;
+    let magnitude = if twice < 1 << 27 { subnormal } else { normal };
+    f32::from_bits(sign | magnitude.to_bits())
+}
+
+/// `N` bytes of a block from `start`.
+#[inline(always)]
+fn field<const N: usize>(block: &[u8], start: usize) -> &[u8; N] {
+    // The callers' starts and lengths are constants inside the block, so this cannot fail.
+    block[start..].first_chunk().expect("a field inside the block")
+}
+
+/// Bit `at` of a 32-bit mask, moved to the fifth bit of a value.
+#[inline(always)]
+fn fifth_bit(mask: u32, at: usize) -> u8 {
+    (((mask >> at) & 1) << 4) as u8
+}
+
+/// Scale (f16), 16 bytes of two values each.
+#[inline(always)]
+fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
+    let scale = f16(*field(block, 0));
+    let packed: &[u8; 16] = field(block, 2);
+    for (i, &p) in packed.iter().enumerate() {
+        out[i] = scale * f32::from((p & 15) as i8 - 8);
+        out[i + 16] = scale * f32::from((p >> 4) as i8 - 8);
+    }
+}
+
+/// Scale, minimum (f16), 16 bytes of two values each.
+#[inline(always)]
+fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
+    let (scale, min) = (f16(*field(block, 0)), f16(*field(block, 2)));
+    let packed: &[u8; 16] = field(block, 4);
+    for (i, &p) in packed.iter().enumerate() {
+        out[i] = scale * f32::from(p & 15) + min;
+        out[i + 16] = scale * f32::from(p >> 4) + min;
+    }
+}
+
+/// Scale (f16), fifth bits (u32), 16 bytes of the low four bits of two values each.
+#[inline(always)]
+fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
+    let scale = f16(*field(block, 0));
+    let high = u32::from_le_bytes(*field(block, 2));
+    let packed: &[u8; 16] = field(block, 6);
+    for (i, &p) in packed.iter().enumerate() {
+        out[i] = scale * f32::from((p & 15 | fifth_bit(high, i)) as i8 - 16);
+        out[i + 16] = scale * f32::from((p >> 4 | fifth_bit(high, i + 16)) as i8 - 16);
+    }
+}
+
+/// Scale, minimum (f16), fifth bits (u32), 16 bytes of the low four bits of two values each.
+#[inline(always)]
+fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
+    let (scale, min) = (f16(*field(block, 0)), f16(*field(block, 2)));
+    let high = u32::from_le_bytes(*field(block, 4));
+    let packed: &[u8; 16] = field(block, 8);
+    for (i, &p) in packed.iter().enumerate() {
+        out[i] = scale * f32::from(p & 15 | fifth_bit(high, i)) + min;
+        out[i + 16] = scale * f32::from(p >> 4 | fifth_bit(high, i + 16)) + min;
+    }
+}
+
+/// Scale (f16), 32 signed bytes.
+#[inline(always)]
+fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
+    let scale = f16(*field(block, 0));
+    let values: &[u8; 32] = field(block, 2);
+    for (out, &v) in out.iter_mut().zip(values) {
+        *out = scale * f32::from(v as i8);
+    }
+}
+
+/// Scale, scaled sum of the values (f16, not needed here), 32 signed bytes.
+#[inline(always)]
+fn q8_1(block: &[u8; 36], out: &mut [f32; 32]) {
+    let scale = f16(*field(block, 0));
+    let values: &[u8; 32] = field(block, 4);
+    for (out, &v) in out.iter_mut().zip(values) {
+        *out = scale * f32::from(v as i8);
+    }
+}
+
+/// 16 bytes of scale and minimum of 4 bits each, 64 bytes of four values each, scale of the scales,
+/// scale of the minima (f16).
+#[inline(always)]
+fn q2_k(block: &[u8; 84], out: &mut [f32; K]) {
+    let scales: &[u8; 16] = field(block, 0);
+    let packed: &[u8; 64] = field(block, 16);
+    let (scale, min) = (f16(*field(block, 80)), f16(*field(block, 82)));
+    for (group, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // Eight groups of 16 share 32 bytes, two groups to each pair of bits.
+        let (half, shift, side) = (group / 8, group % 8 / 2 * 2, group % 2);
+        let scale = scale * f32::from(scales[group] & 15);
+        let min = min * f32::from(scales[group] >> 4);
+        let packed: &[u8; 16] = field(packed, half * 32 + side * 16);
+        for (out, &p) in out.iter_mut().zip(packed) {
+            *out = scale * f32::from((p >> shift) & 3) - min;
+        }
+    }
+}
+
+/// 32 bytes of third bits (clear means minus four), 64 bytes of the low two bits of four values
+/// each, 12 bytes of 16 six-bit scales, scale of the scales (f16).
+#[inline(always)]
+fn q3_k(block: &[u8; 110], out: &mut [f32; K]) {
+    let high: &[u8; 32] = field(block, 0);
+    let packed: &[u8; 64] = field(block, 32);
+    let scales: &[u8; 12] = field(block, 96);
+    let scale = f16(*field(block, 108));
+    for (group, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let low_bits = if group < 8 { scales[group] & 15 } else { scales[group - 8] >> 4 };
+        let high_bits = (scales[8 + group % 4] >> (2 * (group / 4))) & 3;
+        let scale = scale * f32::from((low_bits | high_bits << 4) as i8 - 32);
+        let (half, shift, side) = (group / 8, group % 8 / 2 * 2, group % 2);
+        let packed: &[u8; 16] = field(packed, half * 32 + side * 16);
+        let high: &[u8; 16] = field(high, side * 16);
+        let bit = group / 2;
+        for (out, (&p, &h)) in out.iter_mut().zip(packed.iter().zip(high)) {
+            *out = scale * f32::from(((p >> shift) & 3 | ((h >> bit) & 1) << 2) as i8 - 4);
+        }
+    }
+}
+
+/// The six-bit scale and minimum of group `group` of the formats Q4_K and Q5_K: eight of each in 12
+/// bytes, the upper two bits of the last four lying in the first eight bytes.
+#[inline(always)]
+fn scale_and_min(scales: &[u8; 12], group: usize) -> (f32, f32) {
+    let (scale, min) = if group < 4 {
+        (scales[group] & 63, scales[group + 4] & 63)
+    } else {
+        let both = scales[group + 4];
+        (both & 15 | scales[group - 4] >> 6 << 4, both >> 4 | scales[group] >> 6 << 4)
+    };
+    (f32::from(scale), f32::from(min))
+}
+
+/// Scale of the scales, scale of the minima (f16), 12 bytes of scales and minima, 128 bytes of two
+/// values each.
+#[inline(always)]
+fn q4_k(block: &[u8; 144], out: &mut [f32; K]) {
+    let (scale, min) = (f16(*field(block, 0)), f16(*field(block, 2)));
+    let scales: &[u8; 12] = field(block, 4);
+    let packed: &[u8; 128] = field(block, 16);
+    for (group, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (s, m) = scale_and_min(scales, group);
+        let (scale, min) = (scale * s, min * m);
+        let packed: &[u8; 32] = field(packed, group / 2 * 32);
+        let shift = group % 2 * 4;
+        for (out, &p) in out.iter_mut().zip(packed) {
+            *out = scale * f32::from((p >> shift) & 15) - min;
+        }
+    }
+}
+
+/// As [`q4_k`], with 32 bytes of fifth bits before the packed values.
+#[inline(always)]
+fn q5_k(block: &[u8; 176], out: &mut [f32; K]) {
+    let (scale, min) = (f16(*field(block, 0)), f16(*field(block, 2)));
+    let scales: &[u8; 12] = field(block, 4);
+    let high: &[u8; 32] = field(block, 16);
+    let packed: &[u8; 128] = field(block, 48);
+    for (group, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (s, m) = scale_and_min(scales, group);
+        let (scale, min) = (scale * s, min * m);
+        let packed: &[u8; 32] = field(packed, group / 2 * 32);
+        let shift = group % 2 * 4;
+        for (out, (&p, &h)) in out.iter_mut().zip(packed.iter().zip(high)) {
+            *out = scale * f32::from((p >> shift) & 15 | ((h >> group) & 1) << 4) - min;
+        }
+    }
+}
+
+/// 128 bytes of the low four bits, 64 bytes of the upper two, 16 scales (i8), scale of the scales
+/// (f16).
+#[inline(always)]
+fn q6_k(block: &[u8; 210], out: &mut [f32; K]) {
+    let low: &[u8; 128] = field(block, 0);
+    let high: &[u8; 64] = field(block, 128);
+    let scales: &[u8; 16] = field(block, 192);
+    let scale = f16(*field(block, 208));
+    for (group, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // Each half of 128 values: four runs of 32, the first two in the low nibbles of 64 bytes.
+        let (half, run, side) = (group / 8, group % 8 / 2, group % 2);
+        let scale = scale * f32::from(scales[group] as i8);
+        let low: &[u8; 16] = field(low, half * 64 + run % 2 * 32 + side * 16);
+        let high: &[u8; 16] = field(high, half * 32 + side * 16);
+        let (low_shift, high_shift) = (run / 2 * 4, run * 2);
+        for (out, (&l, &h)) in out.iter_mut().zip(low.iter().zip(high)) {
+            let value = (l >> low_shift) & 15 | ((h >> high_shift) & 3) << 4;
+            *out = scale * f32::from(value as i8 - 32);
+        }
+    }
+}
+
+/// Scale (f32), 256 signed bytes, sums of 16 (not needed here).
+#[inline(always)]
+fn q8_k(block: &[u8; 292], out: &mut [f32; K]) {
+    let scale = f32::from_le_bytes(*field(block, 0));
+    let values: &[u8; K] = field(block, 4);
+    for (out, &v) in out.iter_mut().zip(values) {
+        *out = scale * f32::from(v as i8);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::QTensor;
+    use candle_core::{Device, Tensor};
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    const FORMATS: [GgmlDType; 15] = [
+        GgmlDType::F32,
+        GgmlDType::F16,
+        GgmlDType::BF16,
+        GgmlDType::Q4_0,
+        GgmlDType::Q4_1,
+        GgmlDType::Q5_0,
+        GgmlDType::Q5_1,
+        GgmlDType::Q8_0,
+        GgmlDType::Q8_1,
+        GgmlDType::Q2K,
+        GgmlDType::Q3K,
+        GgmlDType::Q4K,
+        GgmlDType::Q5K,
+        GgmlDType::Q6K,
+        GgmlDType::Q8K,
+    ];
+
+    #[test]
+    fn every_format_decodes_as_candle_decodes_it() {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(0);
+        let values: Vec<f32> = (0..3 * 512).map(|_| random.random_range(-1.0..1.0)).collect();
+        let tensor = Tensor::from_vec(values, (3, 512), &Device::Cpu).unwrap();
+        for format in FORMATS {
+            let Ok(quantized) = QTensor::quantize(&tensor, format) else {
+                assert_eq!(format, GgmlDType::Q8_1, "candle quantises the other formats");
+                continue;
+            };
+            let bytes = quantized.data().unwrap().into_owned();
+            let weight = FrozenWeight::owned("w", (3, 512), format, bytes).unwrap();
+            let mut ours = vec![0.0; 3 * 512];
+            dequantize_rows(&weight, 0..3, &mut ours);
+            let theirs = quantized.dequantize(&Device::Cpu).unwrap();
+            let theirs: Vec<f32> = theirs.flatten_all().unwrap().to_vec1().unwrap();
+            for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+                assert!((a - b).abs() <= 1e-6 * b.abs(), "{format:?} value {i}: {a} and {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn half_precision_is_exact_for_every_number() {
+        for bits in 0..=u16::MAX {
+            let (ours, exact) = (f16(bits.to_le_bytes()), half::f16::from_bits(bits).to_f32());
+            assert!(ours == exact || exact.is_nan() && ours.is_nan(), "{bits:#06x}");
+            assert_eq!(ours.is_sign_negative(), exact.is_sign_negative(), "{bits:#06x}");
+        }
+    }
+
+    #[test]
+    fn a_range_of_columns_is_that_part_of_the_row() {
+        let bytes: Vec<u8> = (0..2 * 3 * 34).map(|i| (i % 50) as u8).collect();
+        let weight = FrozenWeight::owned("w", (2, 96), GgmlDType::Q8_0, bytes).unwrap();
+        let (mut row, mut part) = ([0.0; 96], [0.0; 32]);
+        dequantize_row(&weight, 1, &mut row);
+        dequantize_columns(&weight, 1, 32..64, &mut part);
+        assert_eq!(part, row[32..64]);
+    }
+}

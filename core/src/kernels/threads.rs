@@ -1,0 +1,59 @@
+//! Where the parallel parts of the kernels run.
+
+use std::sync::Arc;
+
+/// A pool of threads of its own, apart from the caller's threads.
+///
+/// The kernels use the pool they are called in. Code run through [`Threads::run`] therefore computes
+/// on this pool only; the calling thread sleeps meanwhile, and so do the pool's threads while there
+/// is nothing to do. Cloning is cheap: clones share the pool.
+#[derive(Debug, Clone)]
+pub struct Threads {
+    pool: Arc<rayon::ThreadPool>,
+}
+
+/// The system refused to start threads.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {count} threads: {source}; ask for fewer")]
+pub struct ThreadsError {
+    count: usize,
+    source: rayon::ThreadPoolBuildError,
+}
+
+impl Threads {
+    /// A pool of `count` threads; zero means one per core.
+    ///
+    /// # Errors
+    /// When the system refuses to start them.
+    pub fn new(count: usize) -> Result<Self, ThreadsError> {
+        Self::with_start(count, |_| {})
+    }
+
+    /// A pool of `count` threads, each of which first calls `start` with its number. An app uses
+    /// this to pin the threads to slow cores or to lower their priority.
+    ///
+    /// # Errors
+    /// When the system refuses to start them.
+    pub fn with_start(
+        count: usize,
+        start: impl Fn(usize) + Send + Sync + 'static,
+    ) -> Result<Self, ThreadsError> {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(count)
+            .thread_name(|n| format!("fleetune-{n}"))
+            .start_handler(start)
+            .build()
+            .map(|pool| Self { pool: Arc::new(pool) })
+            .map_err(|source| ThreadsError { count, source })
+    }
+
+    /// How many threads the pool has.
+    pub fn count(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` on the pool and waits for it.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(work)
+    }
+}
