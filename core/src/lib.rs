@@ -11,6 +11,7 @@ pub mod adapter;
 pub mod client;
 pub mod data;
 pub mod device;
+pub mod files;
 pub mod kernels;
 pub mod model;
 pub mod ops;

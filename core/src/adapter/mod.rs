@@ -6,7 +6,11 @@
 mod lora;
 mod parameters;
 mod peft;
+mod peft_config;
+mod tensor_file;
 
 pub use lora::{LoraConfig, LoraConfigError, Target};
 pub use parameters::{LayoutMismatch, Parameter, ParameterSet};
-pub use peft::{Adapter, AdapterError};
+pub use peft::{Adapter, AdapterError, CONFIG_FILE, TENSORS_FILE, read_parameters, write_folder};
+pub use peft_config::PeftConfigError;
+pub use tensor_file::TensorFileError;
