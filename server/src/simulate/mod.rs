@@ -1,5 +1,6 @@
 //! A whole federation in one process.
 
+pub mod journal;
 pub mod python_random;
 pub mod schedule;
 pub mod seed;

@@ -1,0 +1,188 @@
+//! Several runs on the same data, side by side.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::history::History;
+use super::table::Table;
+use super::text;
+use crate::simulate::journal::{Answer, EvaluationRecord, Score};
+
+/// Groups get a column of their own up to this number; more would not fit a terminal.
+const MAX_GROUP_COLUMNS: usize = 6;
+/// Characters of an answer that a terminal shows.
+const ANSWER_CHARACTERS: usize = 240;
+
+/// The base model and what each algorithm made of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// `base` first, then one row per algorithm.
+    pub rows: Vec<Row>,
+}
+
+/// One adapter's result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// `base` or the algorithm.
+    pub name: String,
+    /// Score over all held-out rows.
+    pub score: Score,
+    /// Scores by source or group.
+    pub groups: BTreeMap<String, Score>,
+    /// Encoded bytes from clients to the server.
+    pub bytes_up: u64,
+    /// Encoded bytes from the server to clients.
+    pub bytes_down: u64,
+    /// Tokens that clients processed.
+    pub tokens: u64,
+    /// Seconds of the run.
+    pub seconds: f64,
+    /// Answers to held-out prompts; the same prompts in every row.
+    pub answers: Vec<Answer>,
+}
+
+impl Row {
+    fn new(name: &str, evaluation: &EvaluationRecord, history: Option<&History>) -> Self {
+        Self {
+            name: name.to_owned(),
+            score: evaluation.score,
+            groups: evaluation.groups.clone(),
+            bytes_up: history.map_or(0, History::bytes_up),
+            bytes_down: history.map_or(0, History::bytes_down),
+            tokens: history.map_or(0, History::tokens),
+            seconds: history.map_or(0.0, History::seconds),
+            answers: evaluation.answers.clone(),
+        }
+    }
+}
+
+impl Comparison {
+    /// Compares runs, each with its algorithm's name. The base row is the first run's evaluation
+    /// before training; a run without evaluations has no row.
+    pub fn of<'a>(runs: impl IntoIterator<Item = (&'a str, &'a History)> + Clone) -> Self {
+        let base = runs.clone().into_iter().find_map(|(_, history)| history.before());
+        let mut rows: Vec<Row> =
+            base.map(|before| Row::new("base", before, None)).into_iter().collect();
+        for (name, history) in runs {
+            if let Some(after) = history.after() {
+                rows.push(Row::new(name, after, Some(history)));
+            }
+        }
+        Self { rows }
+    }
+
+    /// Names of the groups, where there are few enough for columns of their own.
+    pub fn group_columns(&self) -> Vec<&str> {
+        let Some(first) = self.rows.first() else { return Vec::new() };
+        let names: Vec<&str> = first.groups.keys().map(String::as_str).collect();
+        if names.len() > MAX_GROUP_COLUMNS { Vec::new() } else { names }
+    }
+
+    /// The table for a terminal.
+    pub fn table(&self) -> String {
+        let groups = self.group_columns();
+        let headings = ["adapter", "held-out loss", "token accuracy"];
+        let mut table = Table::new(
+            headings.into_iter().chain(groups.iter().copied()).chain(["uploaded", "time"]),
+        );
+        for row in &self.rows {
+            let mut cells = vec![
+                row.name.clone(),
+                text::loss(row.score.loss),
+                text::percent(row.score.token_accuracy),
+            ];
+            for group in &groups {
+                let score = row.groups.get(*group);
+                cells.push(score.map_or_else(String::new, |score| text::loss(score.loss)));
+            }
+            if row.tokens > 0 {
+                cells.push(text::bytes(row.bytes_up));
+                cells.push(text::duration(row.seconds));
+            }
+            table.row(cells);
+        }
+        table.render()
+    }
+
+    /// Prompts with every row's answer, for a terminal; at most `prompts` of them.
+    pub fn answers(&self, prompts: usize) -> String {
+        let Some(first) = self.rows.first() else { return String::new() };
+        let width = self.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+        let width = width.max("expected".len());
+        let mut lines = Vec::new();
+        for (i, asked) in first.answers.iter().take(prompts).enumerate() {
+            let group =
+                asked.group.as_ref().map_or_else(String::new, |group| format!(" ({group})"));
+            lines.push(format!("Prompt{group}: {}", one_line(&asked.prompt)));
+            lines.push(format!("  {:<width$}  {}", "expected", one_line(&asked.expected)));
+            for row in &self.rows {
+                let answer = row.answers.get(i).map_or("", |answer| answer.answer.as_str());
+                lines.push(format!("  {:<width$}  {}", row.name, one_line(answer)));
+            }
+        }
+        lines.join("\n")
+    }
+}
+
+/// Text on one line of bounded length, without control characters that could drive a terminal.
+fn one_line(text: &str) -> String {
+    let mut words = String::new();
+    for word in text.split_whitespace() {
+        if !words.is_empty() {
+            words.push(' ');
+        }
+        words.extend(word.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }));
+    }
+    if words.chars().count() > ANSWER_CHARACTERS {
+        words = words.chars().take(ANSWER_CHARACTERS).collect();
+        words.push('…');
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::journal::Record;
+
+    fn history(before: f64, after: f64) -> History {
+        let evaluation = |round, loss| {
+            let score = Score { loss, token_accuracy: 0.5, rows: 2, supervised_tokens: 9 };
+            let answer = Answer {
+                group: Some("sums".into()),
+                prompt: "1 + 1?\nShort.".into(),
+                expected: "2".into(),
+                answer: format!("{loss}\u{1b}[31m"),
+            };
+            Record::Evaluation(EvaluationRecord {
+                round,
+                score,
+                groups: BTreeMap::from([("sums".into(), score)]),
+                answers: vec![answer],
+                seconds: 0.1,
+            })
+        };
+        [evaluation(0, before), evaluation(3, after)].into_iter().collect()
+    }
+
+    #[test]
+    fn the_table_has_the_base_model_once_and_a_row_per_algorithm() {
+        let (local, fedavg) = (history(2.5, 2.0), history(2.5, 1.0));
+        let comparison = Comparison::of([("local:0", &local), ("fedavg", &fedavg)]);
+        let names: Vec<_> = comparison.rows.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(names, ["base", "local:0", "fedavg"]);
+        let table = comparison.table();
+        assert!(table.contains("sums") && table.contains("2.500") && table.contains("1.000"));
+        assert_eq!(table.lines().count(), 5);
+    }
+
+    #[test]
+    fn answers_are_one_line_each_and_cannot_drive_the_terminal() {
+        let run = history(2.5, 1.0);
+        let text = Comparison::of([("fedavg", &run)]).answers(4);
+        assert_eq!(text.lines().count(), 4);
+        assert!(text.contains("1 + 1? Short."));
+        assert!(!text.contains('\u{1b}'));
+    }
+}

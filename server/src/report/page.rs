@@ -1,0 +1,537 @@
+//! `report.html`: one file that shows a run, or several side by side, without anything beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{Display, Write};
+
+use super::chart::{BarChart, HeatMap, LineChart, Series};
+use super::comparison::Comparison;
+use super::history::History;
+use super::text::{self, Escaped};
+use crate::simulate::journal::Answer;
+
+/// Clients the heat map has room for.
+const MAX_MAPPED_CLIENTS: usize = 32;
+/// Dots the loss chart has room for.
+const MAX_DOTS: usize = 4000;
+/// Lines a chart stays readable with.
+const MAX_LINES: usize = super::chart::COLOURS;
+
+/// What the page says about a run besides its numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heading {
+    /// The page's title.
+    pub title: String,
+    /// What was trained on what, in a line.
+    pub subtitle: String,
+    /// Something the reader must know, such as a stand-in model.
+    pub notice: Option<String>,
+}
+
+/// The page of one run. `config` is the run's complete configuration as TOML.
+pub fn run_page(heading: &Heading, history: &History, config: &str) -> String {
+    let mut page = Page::new(heading);
+    page.tiles(&run_tiles(history));
+    page.cards([training_loss(history), held_out_loss(history)]);
+    page.cards([token_accuracy(history), traffic(history)]);
+    page.card("Loss of each client", client_about(history), client_losses(history));
+    page.card("Before and after", None, before_and_after(history));
+    page.card("Answers to held-out prompts", None, run_answers(history));
+    page.card("Rounds", None, rounds_table(history));
+    page.configuration(config);
+    page.finish()
+}
+
+/// The page of several runs of one configuration, each with its algorithm's name.
+pub fn comparison_page(heading: &Heading, runs: &[(String, History)], config: &str) -> String {
+    let named = runs.iter().map(|(name, history)| (name.as_str(), history));
+    let comparison = Comparison::of(named.collect::<Vec<_>>());
+    let mut page = Page::new(heading);
+    page.tiles(&comparison_tiles(&comparison));
+    page.card("Held-out rows", None, comparison_table(&comparison));
+    page.cards([
+        compared(runs, "Held-out loss", "held-out loss by round", text::loss, |history| {
+            history.evaluations.iter().map(|e| (f64::from(e.round), e.score.loss)).collect()
+        }),
+        compared(runs, "Training loss", "training loss by round", text::loss, |history| {
+            let rounds = history.rounds.iter();
+            rounds.filter_map(|r| Some((f64::from(r.round), r.loss?))).collect()
+        }),
+    ]);
+    page.card("Answers to held-out prompts", None, compared_answers(&comparison));
+    for (name, history) in runs {
+        if let Some(map) = client_losses(history) {
+            page.card(&format!("{name}: loss of each client"), client_about(history), Some(map));
+        }
+    }
+    page.configuration(config);
+    page.finish()
+}
+
+/// A page as it grows.
+struct Page {
+    html: String,
+}
+
+/// A chart with its heading.
+type Card = Option<(&'static str, String)>;
+
+impl Page {
+    fn new(heading: &Heading) -> Self {
+        let title = Escaped(&heading.title);
+        let mut html = format!(
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+             <title>{title}</title><style>{}</style></head>\n<body><main>\n\
+             <header><h1>{title}</h1><p>{}</p></header>\n",
+            include_str!("style.css"),
+            Escaped(&heading.subtitle),
+        );
+        if let Some(notice) = &heading.notice {
+            let _ = writeln!(html, r#"<p class="notice" role="note">{}</p>"#, Escaped(notice));
+        }
+        Self { html }
+    }
+
+    fn tiles(&mut self, tiles: &[Tile]) {
+        self.html.push_str(r#"<section class="tiles">"#);
+        for tile in tiles {
+            let _ = write!(
+                self.html,
+                r#"<div class="tile"><span>{}</span><b>{}</b><em class="{}">{}</em></div>"#,
+                Escaped(tile.name),
+                Escaped(&tile.value),
+                tile.verdict,
+                Escaped(&tile.detail),
+            );
+        }
+        self.html.push_str("</section>\n");
+    }
+
+    /// Charts beside each other; those without content are left out.
+    fn cards<const N: usize>(&mut self, cards: [Card; N]) {
+        let present: Vec<_> = cards.into_iter().flatten().collect();
+        if present.is_empty() {
+            return;
+        }
+        self.html.push_str(r#"<div class="grid2">"#);
+        for (title, content) in present {
+            self.card(title, None, Some(content));
+        }
+        self.html.push_str("</div>\n");
+    }
+
+    fn card(&mut self, title: &str, about: Option<String>, content: Option<String>) {
+        let Some(content) = content else { return };
+        let _ = write!(self.html, r#"<section class="card"><h2>{}</h2>"#, Escaped(title));
+        if let Some(about) = about {
+            let _ = write!(self.html, r#"<p class="about">{}</p>"#, Escaped(&about));
+        }
+        let _ = writeln!(self.html, "{content}</section>");
+    }
+
+    fn configuration(&mut self, config: &str) {
+        let _ = writeln!(
+            self.html,
+            r#"<section class="card"><details><summary>Configuration</summary><pre>{}</pre></details></section>"#,
+            Escaped(config.trim_end()),
+        );
+    }
+
+    fn finish(mut self) -> String {
+        let _ = write!(
+            self.html,
+            "<footer>fleetune {} · loss in nats per supervised token</footer>\n</main></body></html>\n",
+            env!("CARGO_PKG_VERSION"),
+        );
+        self.html
+    }
+}
+
+/// A headline number.
+struct Tile {
+    name: &'static str,
+    value: String,
+    detail: String,
+    /// Style class: `good`, `bad` or none.
+    verdict: &'static str,
+}
+
+impl Tile {
+    fn plain(name: &'static str, value: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { name, value: value.into(), detail: detail.into(), verdict: "" }
+    }
+}
+
+fn verdict(better: bool) -> &'static str {
+    if better { "good" } else { "bad" }
+}
+
+fn run_tiles(history: &History) -> Vec<Tile> {
+    let mut tiles = Vec::new();
+    if let (Some(before), Some(after)) = (history.before(), history.after()) {
+        let (before, after) = (before.score, after.score);
+        tiles.push(Tile {
+            name: "held-out loss",
+            value: text::loss(after.loss),
+            detail: format!(
+                "from {}, {}",
+                text::loss(before.loss),
+                text::change(before.loss, after.loss)
+            ),
+            verdict: verdict(after.loss <= before.loss),
+        });
+        tiles.push(Tile {
+            name: "token accuracy",
+            value: text::percent(after.token_accuracy),
+            detail: format!("from {}", text::percent(before.token_accuracy)),
+            verdict: verdict(after.token_accuracy >= before.token_accuracy),
+        });
+    }
+    let clients: BTreeSet<u32> = history.clients.iter().map(|client| client.client).collect();
+    tiles.push(Tile::plain(
+        "rounds",
+        history.rounds.len().to_string(),
+        format!("{} updates of {} clients", history.clients.len(), clients.len()),
+    ));
+    tiles.push(Tile::plain(
+        "uploaded",
+        text::bytes(history.bytes_up()),
+        format!("{} downloaded", text::bytes(history.bytes_down())),
+    ));
+    tiles.push(Tile::plain(
+        "tokens trained on",
+        text::count(history.tokens()),
+        history.tokens_per_second().map_or_else(String::new, |rate| format!("{rate:.0} a second")),
+    ));
+    tiles.push(Tile::plain("time", text::duration(history.seconds()), ""));
+    tiles
+}
+
+fn comparison_tiles(comparison: &Comparison) -> Vec<Tile> {
+    let Some((base, trained)) = comparison.rows.split_first() else { return Vec::new() };
+    let mut tiles = vec![Tile::plain(
+        "base model's held-out loss",
+        text::loss(base.score.loss),
+        format!("token accuracy {}", text::percent(base.score.token_accuracy)),
+    )];
+    if let Some(best) = trained.iter().min_by(|a, b| a.score.loss.total_cmp(&b.score.loss)) {
+        tiles.push(Tile {
+            name: "best held-out loss",
+            value: text::loss(best.score.loss),
+            detail: format!("{}, {}", best.name, text::change(base.score.loss, best.score.loss)),
+            verdict: verdict(best.score.loss <= base.score.loss),
+        });
+    }
+    tiles.push(Tile::plain("runs compared", trained.len().to_string(), ""));
+    let tokens: u64 = trained.iter().map(|row| row.tokens).sum();
+    let seconds: f64 = trained.iter().map(|row| row.seconds).sum();
+    tiles.push(Tile::plain(
+        "time",
+        text::duration(seconds),
+        format!("{} tokens", text::count(tokens)),
+    ));
+    tiles
+}
+
+fn chart(title: &'static str, html: Option<String>) -> Card {
+    html.map(|html| (title, html))
+}
+
+fn training_loss(history: &History) -> Card {
+    let rounds = history.rounds.iter();
+    let points = rounds.filter_map(|r| Some((f64::from(r.round), r.loss?))).collect();
+    let dots = history.clients.iter().take(MAX_DOTS).map(|client| {
+        let says = format!(
+            "client {}, round {}: {}",
+            client.client,
+            client.round,
+            text::loss(client.loss)
+        );
+        (f64::from(client.round), client.loss, says)
+    });
+    let line = LineChart {
+        label: "training loss by round, one dot per client",
+        x_label: "round",
+        series: vec![Series { name: "mean of the clients".into(), points }],
+        dots: dots.collect(),
+        format: text::loss,
+    };
+    chart("Training loss", line.render())
+}
+
+/// A line over all held-out rows, and one per group where they are few.
+fn scores(
+    history: &History,
+    title: &'static str,
+    label: &'static str,
+    format: fn(f64) -> String,
+    value: fn(&crate::simulate::journal::Score) -> f64,
+) -> Card {
+    let evaluations = || history.evaluations.iter();
+    let all = evaluations().map(|e| (f64::from(e.round), value(&e.score))).collect();
+    let mut series = vec![Series { name: "all".into(), points: all }];
+    let groups = history.groups();
+    if groups.len() < MAX_LINES {
+        series.extend(groups.into_iter().map(|group| {
+            let points = evaluations()
+                .filter_map(|e| Some((f64::from(e.round), value(e.groups.get(group)?))));
+            Series { name: group.to_owned(), points: points.collect() }
+        }));
+    }
+    let line = LineChart { label, x_label: "round", series, dots: Vec::new(), format };
+    chart(title, line.render())
+}
+
+fn held_out_loss(history: &History) -> Card {
+    scores(history, "Held-out loss", "held-out loss by round", text::loss, |score| score.loss)
+}
+
+fn token_accuracy(history: &History) -> Card {
+    let label = "share of held-out tokens predicted, by round";
+    scores(history, "Token accuracy", label, text::percent, |score| score.token_accuracy)
+}
+
+fn traffic(history: &History) -> Card {
+    let bars = BarChart {
+        label: "encoded bytes sent in each round",
+        x_label: "round",
+        parts: vec!["from clients".into(), "to clients".into()],
+        bars: history
+            .rounds
+            .iter()
+            .map(|round| (round.round, vec![round.bytes_up as f64, round.bytes_down as f64]))
+            .collect(),
+        format: |value| text::bytes(value as u64),
+        unit: 1024.0,
+    };
+    chart("Traffic", bars.render())
+}
+
+/// The clients with the most updates, as many as the map shows, by number.
+fn mapped_clients(history: &History) -> (Vec<u32>, usize) {
+    let mut updates = BTreeMap::<u32, usize>::new();
+    for client in &history.clients {
+        *updates.entry(client.client).or_default() += 1;
+    }
+    let all = updates.len();
+    let mut clients: Vec<(u32, usize)> = updates.into_iter().collect();
+    // A stable sort: among equals the lower numbers stay.
+    clients.sort_by_key(|&(_, updates)| std::cmp::Reverse(updates));
+    let mut chosen: Vec<u32> =
+        clients.into_iter().take(MAX_MAPPED_CLIENTS).map(|(client, _)| client).collect();
+    chosen.sort_unstable();
+    (chosen, all)
+}
+
+fn client_about(history: &History) -> Option<String> {
+    let (shown, all) = mapped_clients(history);
+    (shown.len() < all).then(|| {
+        format!("The {} clients with the most updates, of {all} that took part.", shown.len())
+    })
+}
+
+fn client_losses(history: &History) -> Option<String> {
+    let (clients, _) = mapped_clients(history);
+    if clients.len() < 2 {
+        return None;
+    }
+    let row_of: BTreeMap<u32, usize> = clients.iter().enumerate().map(|(i, &c)| (c, i)).collect();
+    let map = HeatMap {
+        label: "mean training loss of each client in each round",
+        x_label: "round",
+        rows: clients.iter().map(|client| format!("client {client}")).collect(),
+        columns: history.rounds.last().map_or(0, |round| round.round),
+        cells: history
+            .clients
+            .iter()
+            .filter_map(|c| Some((*row_of.get(&c.client)?, c.round, c.loss)))
+            .collect(),
+        format: text::loss,
+    };
+    map.render()
+}
+
+/// A table of rows of cells that are HTML already.
+fn table(headings: &[&str], rows: impl Iterator<Item = (&'static str, Vec<String>)>) -> String {
+    let mut html = r#"<div class="wide"><table><thead><tr>"#.to_owned();
+    for heading in headings {
+        let _ = write!(html, "<th>{}</th>", Escaped(heading));
+    }
+    html.push_str("</tr></thead><tbody>");
+    for (class, cells) in rows {
+        let _ = write!(html, r#"<tr class="{class}">"#);
+        html.extend(cells);
+        html.push_str("</tr>");
+    }
+    html.push_str("</tbody></table></div>");
+    html
+}
+
+fn cell(value: impl Display) -> String {
+    format!("<td>{}</td>", Escaped(&value.to_string()))
+}
+
+fn before_and_after(history: &History) -> Option<String> {
+    let (before, after) = (history.before()?, history.after()?);
+    let row = |name: &str, before: Option<&_>, after: Option<&_>| -> Option<Vec<String>> {
+        let (before, after): (&crate::simulate::journal::Score, &crate::simulate::journal::Score) =
+            (before?, after?);
+        let better = verdict(after.loss <= before.loss);
+        Some(vec![
+            cell(name),
+            cell(text::count(after.rows)),
+            cell(text::loss(before.loss)),
+            cell(text::loss(after.loss)),
+            format!(r#"<td class="{better}">{}</td>"#, text::change(before.loss, after.loss)),
+            cell(text::percent(before.token_accuracy)),
+            cell(text::percent(after.token_accuracy)),
+        ])
+    };
+    let groups = history.groups();
+    let rows = groups
+        .into_iter()
+        .filter_map(|group| {
+            Some(("", row(group, before.groups.get(group), after.groups.get(group))?))
+        })
+        .chain(row("all", Some(&before.score), Some(&after.score)).map(|cells| ("total", cells)));
+    let headings = [
+        "held-out rows",
+        "number",
+        "loss before",
+        "loss after",
+        "change",
+        "accuracy before",
+        "accuracy after",
+    ];
+    Some(table(&headings, rows))
+}
+
+fn rounds_table(history: &History) -> Option<String> {
+    if history.rounds.is_empty() {
+        return None;
+    }
+    let rows = history.rounds.iter().map(|round| {
+        let cells = [
+            round.round.to_string(),
+            round.clients.len().to_string(),
+            format!("{:.2e}", round.learning_rate),
+            round.loss.map_or_else(|| "–".into(), text::loss),
+            format!("{:.4}", round.change_norm),
+            text::count(round.tokens),
+            text::bytes(round.bytes_up),
+            text::bytes(round.bytes_down),
+            text::duration(round.seconds),
+        ];
+        ("", cells.into_iter().map(cell).collect())
+    });
+    let headings = [
+        "round",
+        "clients",
+        "learning rate",
+        "loss",
+        "change of the adapter",
+        "tokens",
+        "uploaded",
+        "downloaded",
+        "time",
+    ];
+    Some(format!(
+        "<details><summary>{} rounds, one by one</summary>{}</details>",
+        history.rounds.len(),
+        table(&headings, rows)
+    ))
+}
+
+fn answer_block(html: &mut String, asked: &Answer, answers: &[(&str, &str)]) {
+    let _ = write!(html, r#"<div class="answer"><p class="prompt">{}"#, Escaped(&asked.prompt));
+    if let Some(group) = &asked.group {
+        let _ = write!(html, r#"<span class="tag">{}</span>"#, Escaped(group));
+    }
+    let _ = write!(html, "</p><dl><dt>expected</dt><dd>{}</dd>", Escaped(&asked.expected));
+    for (name, answer) in answers {
+        let _ = write!(html, "<dt>{}</dt><dd>{}</dd>", Escaped(name), Escaped(answer));
+    }
+    html.push_str("</dl></div>");
+}
+
+fn run_answers(history: &History) -> Option<String> {
+    let after = history.after()?;
+    let before = history.before();
+    let mut html = String::new();
+    for (i, asked) in after.answers.iter().enumerate() {
+        let base = before.and_then(|before| before.answers.get(i));
+        let base = base.map(|answer| ("before", answer.answer.as_str()));
+        let answers: Vec<_> = base.into_iter().chain([("after", asked.answer.as_str())]).collect();
+        answer_block(&mut html, asked, &answers);
+    }
+    (!html.is_empty()).then_some(html)
+}
+
+fn compared_answers(comparison: &Comparison) -> Option<String> {
+    let mut html = String::new();
+    for (i, asked) in comparison.rows.first()?.answers.iter().enumerate() {
+        let answers = comparison
+            .rows
+            .iter()
+            .filter_map(|row| Some((row.name.as_str(), row.answers.get(i)?.answer.as_str())));
+        answer_block(&mut html, asked, &answers.collect::<Vec<_>>());
+    }
+    (!html.is_empty()).then_some(html)
+}
+
+fn comparison_table(comparison: &Comparison) -> Option<String> {
+    let best = |value: &dyn Fn(&super::comparison::Row) -> Option<f64>| {
+        comparison.rows.iter().filter_map(value).min_by(f64::total_cmp)
+    };
+    let groups = comparison.group_columns();
+    let lowest = best(&|row| Some(row.score.loss));
+    let group_lowest: Vec<Option<f64>> = groups
+        .iter()
+        .map(|group| best(&|row| row.groups.get(*group).map(|score| score.loss)))
+        .collect();
+    let loss_cell = |loss: Option<f64>, lowest: Option<f64>| {
+        let class = if loss.is_some() && loss == lowest { "best" } else { "" };
+        format!(r#"<td class="{class}">{}</td>"#, loss.map_or_else(|| "–".into(), text::loss))
+    };
+    let rows = comparison.rows.iter().map(|row| {
+        let mut cells = vec![
+            cell(&row.name),
+            loss_cell(Some(row.score.loss), lowest),
+            cell(text::percent(row.score.token_accuracy)),
+        ];
+        for (group, &lowest) in groups.iter().zip(&group_lowest) {
+            cells.push(loss_cell(row.groups.get(*group).map(|score| score.loss), lowest));
+        }
+        if row.tokens > 0 {
+            let numbers = [
+                text::bytes(row.bytes_up),
+                text::bytes(row.bytes_down),
+                text::count(row.tokens),
+                text::duration(row.seconds),
+            ];
+            cells.extend(numbers.into_iter().map(cell));
+        } else {
+            cells.extend(std::iter::repeat_n(cell("–"), 4));
+        }
+        ("", cells)
+    });
+    let mut headings = vec!["adapter", "held-out loss", "token accuracy"];
+    headings.extend(&groups);
+    headings.extend(["uploaded", "downloaded", "tokens", "time"]);
+    (!comparison.rows.is_empty()).then(|| table(&headings, rows))
+}
+
+fn compared(
+    runs: &[(String, History)],
+    title: &'static str,
+    label: &'static str,
+    format: fn(f64) -> String,
+    points: fn(&History) -> Vec<(f64, f64)>,
+) -> Card {
+    let series = runs
+        .iter()
+        .map(|(name, history)| Series { name: name.clone(), points: points(history) })
+        .collect();
+    let line = LineChart { label, x_label: "round", series, dots: Vec::new(), format };
+    chart(title, line.render())
+}
