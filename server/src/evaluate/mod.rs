@@ -1,0 +1,3 @@
+//! Evaluation: what a model knows, how well it answers, and how evenly it serves a federation.
+
+pub mod metrics;
