@@ -1,5 +1,14 @@
 //! The server of fleetune: rounds, aggregation, evaluation, fleet simulation and the command line.
+//!
+//! Commands write to stdout through [`output`] alone, which survives a closed pipe; `println!`
+//! panics there.
+#![deny(clippy::print_stdout)]
 
+pub mod commands;
 pub mod evaluate;
+pub mod hub;
+pub mod interrupt;
+pub mod output;
+pub mod progress;
 pub mod report;
 pub mod simulate;

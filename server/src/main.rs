@@ -1,3 +1,7 @@
 //! The `fleetune` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fleetune_server::commands::main()
+}

@@ -1,0 +1,114 @@
+//! What every command shares: where to compute, how to speak, when to stop.
+
+use candle_core::Device;
+use clap::Args;
+use fleetune_core::device::DeviceChoice;
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::CommandError;
+use crate::interrupt::Interrupt;
+use crate::output::{self, OutputError};
+use crate::progress::{self, LogWriter};
+
+/// The environment variable that sets log levels, in `tracing`'s syntax.
+const LOG_VARIABLE: &str = "FLEETUNE_LOG";
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct GlobalArgs {
+    /// Write the result as JSON on stdout (logs and progress go to stderr)
+    #[arg(long, global = true)]
+    json: bool,
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Tell more: -v for what is done, -vv for details (FLEETUNE_LOG overrides)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Show no progress and no warnings
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+/// What a command runs with.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Whether the result is to be JSON on stdout.
+    pub json: bool,
+    /// Where to compute.
+    pub device: DeviceChoice,
+}
+
+impl Context {
+    /// Sets up logging, progress and threads of this process.
+    ///
+    /// # Errors
+    /// When the log filter or the thread pool cannot be set.
+    pub fn new(args: &GlobalArgs) -> Result<Self, CommandError> {
+        progress::set_quiet(args.quiet);
+        start_logging(args)?;
+        if let Some(threads) = args.threads {
+            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
+        }
+        Ok(Self { json: args.json, device: args.device })
+    }
+
+    /// Opens the device asked for.
+    ///
+    /// # Errors
+    /// A usage error where this build or machine does not have it.
+    pub fn open_device(&self) -> Result<Device, CommandError> {
+        self.device.open().map_err(CommandError::usage)
+    }
+
+    /// The flag of Ctrl-C. A command that asks for it must look at it between its steps.
+    pub fn interrupt(&self) -> Interrupt {
+        Interrupt::listen()
+    }
+
+    /// Writes the result: JSON where asked for, else the text that `text` makes.
+    ///
+    /// # Errors
+    /// When stdout does not take it.
+    pub fn result(
+        &self,
+        value: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), OutputError> {
+        if self.json { output::json(value) } else { output::line(text()) }
+    }
+}
+
+fn start_logging(args: &GlobalArgs) -> Result<(), CommandError> {
+    let level = match (args.quiet, args.verbose) {
+        (true, _) => LevelFilter::ERROR,
+        (false, 0) => LevelFilter::WARN,
+        (false, 1) => LevelFilter::INFO,
+        (false, 2) => LevelFilter::DEBUG,
+        (false, _) => LevelFilter::TRACE,
+    };
+    let filter = match std::env::var(LOG_VARIABLE) {
+        Ok(text) => EnvFilter::try_new(&text).map_err(|error| {
+            CommandError::Usage(format!(
+                "{LOG_VARIABLE}={text} is no log filter ({error}): use for example info or fleetune_core=debug"
+            ))
+        })?,
+        // Only our own crates get louder: the HTTP client's details help nobody here.
+        Err(_) => EnvFilter::new(format!("warn,fleetune_core={level},fleetune_server={level}"))
+            .add_directive(level.min(LevelFilter::WARN).into()),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(LogWriter::default)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .try_init()
+        .map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))?;
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! The command line: one file per command.
+//!
+//! A command is a struct of arguments (`#[derive(clap::Args)]`, with an example in its
+//! `after_help`) and `pub fn run(args, ctx: &Context) -> CommandResult`. To add one: its module, a
+//! variant of [`Command`], an arm in [`dispatch`].
+
+mod context;
+mod error;
+pub mod model;
+
+use std::panic;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use context::{Context, GlobalArgs};
+pub use error::{CommandError, CommandResult};
+
+/// Federated fine-tuning of language models, where the private text never leaves the device.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fleetune",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.\n\n\
+                  Example:\n  fleetune model pull smollm2-135m-instruct"
+)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring models into the cache and show what they hold
+    Model(model::ModelArgs),
+}
+
+fn dispatch(command: Command, ctx: &Context) -> CommandResult {
+    match command {
+        Command::Model(args) => model::run(args, ctx),
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    error::report_panics();
+    let cli = Cli::parse();
+    let outcome = panic::catch_unwind(|| {
+        let ctx = Context::new(&cli.global)?;
+        dispatch(cli.command, &ctx)
+    });
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => error.report(),
+        // The hook has told of it.
+        Err(_) => ExitCode::from(error::FAILED),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn check(command: &clap::Command, path: &str) {
+        let path = format!("{path} {}", command.get_name());
+        let mut leaves = command.get_subcommands().filter(|c| c.get_name() != "help").peekable();
+        if leaves.peek().is_none() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{path} --help has no example");
+            assert!(help.contains(path.trim()), "the example of {path} does not show it");
+            assert!(command.get_about().is_some(), "{path} does not say what it does");
+        }
+        leaves.for_each(|leaf| check(leaf, &path));
+    }
+
+    #[test]
+    fn every_command_explains_itself_with_an_example() {
+        let cli = Cli::command();
+        cli.clone().debug_assert();
+        check(&cli, "");
+    }
+}
