@@ -7,14 +7,34 @@
 //! Shapes are given by the caller and checked: a slice of another length than its shape asks for is
 //! a bug of the caller and panics before any value is written.
 
+mod adamw;
+mod attention;
+mod cross_entropy;
 mod dense;
 mod dequantize;
 mod frozen;
+mod isa;
+mod lanes;
+mod norm;
+mod rotary;
+mod shared;
+mod swiglu;
+#[cfg(test)]
+mod testing;
 mod threads;
 
+pub use adamw::{AdamW, adamw, squared_norm};
+pub use attention::{AttentionShape, Segment, attention, attention_backward};
+pub use cross_entropy::{
+    HeadChunk, SoftmaxRow, cross_entropy_gradient, linear_cross_entropy, softmax_chunk,
+};
 pub use dense::{View, matmul};
 pub use dequantize::{dequantize_row, dequantize_rows};
 pub use frozen::{frozen_matmul, frozen_matmul_transposed};
+pub use isa::{InstructionSet, InstructionSetError};
+pub use norm::{rms_norm, rms_norm_backward};
+pub use rotary::{Rotation, rotary};
+pub use swiglu::{swiglu, swiglu_backward};
 pub use threads::{Threads, ThreadsError};
 
 /// How the inputs of a matrix product are rounded. Sums are f32 in both cases.

@@ -1,0 +1,39 @@
+//! Outputs that several tasks write at once.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// A mutable slice of which several tasks write different parts, such as the columns of one head in
+/// every row, which no safe split of a slice can express.
+#[derive(Clone, Copy)]
+pub(super) struct Shared<'a> {
+    start: *mut f32,
+    len: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: a `Shared` stands for an exclusive borrow of f32 values; whoever takes parts of it from
+// several threads promises, by the contract of `part`, that they do not overlap.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub(super) fn new(values: &'a mut [f32]) -> Self {
+        Self { start: values.as_mut_ptr(), len: values.len(), lifetime: PhantomData }
+    }
+
+    /// The values in `range`.
+    ///
+    /// # Panics
+    /// When the range does not lie inside the slice.
+    ///
+    /// # Safety
+    /// While the result is in use, no other part that overlaps it may be.
+    pub(super) unsafe fn part(self, range: Range<usize>) -> &'a mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.len, "a part of {}", self.len);
+        // SAFETY: the range lies inside the borrowed slice, and the caller promises that nothing
+        // else refers to it.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
