@@ -1,1 +1,4 @@
 //! What the end-to-end suites share.
+
+pub mod golden;
+pub mod random_model;

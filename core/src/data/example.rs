@@ -27,3 +27,10 @@ pub struct TokenizedPair {
     /// Token ids of the other answer, end token included; at least one.
     pub rejected: Vec<u32>,
 }
+
+impl TokenizedPair {
+    /// Tokens of both sides, the prompt counted twice.
+    pub fn num_tokens(&self) -> usize {
+        2 * self.prompt.len() + self.chosen.len() + self.rejected.len()
+    }
+}

@@ -1,0 +1,467 @@
+//! The engine: a frozen decoder that runs forward, keeps each layer's input, and runs backward layer
+//! by layer to the gradients of a LoRA adapter.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::layer::{KeysAndValues, Layer, LayerPass, vector};
+use super::lora::{Dropout, LoraLayer, LoraTensors, gradients_by_name};
+use super::packed::{PackedBatch, TargetToken};
+use super::{DecoderWeights, ModelConfig};
+use crate::adapter::{Adapter, ParameterSet};
+use crate::kernels::Precision;
+use crate::ops::{Frozen, HostOps, Ops, Rotation, Segment, TargetScores, TensorOps};
+
+/// Why a pass through the decoder ended early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A token that the model does not have.
+    #[error("token {token} is outside the model's vocabulary of {vocabulary}")]
+    UnknownToken {
+        /// The token id.
+        token: u32,
+        /// Tokens the model has.
+        vocabulary: usize,
+    },
+    /// Someone asked to stop, through [`CancelToken`].
+    #[error("cancelled")]
+    Cancelled,
+    /// The device failed, most often for lack of memory.
+    #[error("the device failed: {0}")]
+    Device(#[from] candle_core::Error),
+}
+
+/// Asks a running computation to stop; it does so within one layer's time.
+#[derive(Debug, Clone, Default)]
+pub struct CancelToken(Arc<AtomicBool>);
+
+impl CancelToken {
+    /// Asks to stop. Cannot be taken back.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether stopping was asked for.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
+        if self.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// A frozen decoder, ready to compute. Cheap to share: it holds the weights' mapping, not a copy.
+pub struct Decoder {
+    config: ModelConfig,
+    device: Device,
+    dtype: DType,
+    ops: Box<dyn Ops>,
+    embedding: Frozen,
+    head: Frozen,
+    final_norm: Tensor,
+    layers: Vec<Layer>,
+    inverse_frequencies: Vec<f64>,
+}
+
+/// What stays of a forward pass for the backward pass.
+#[derive(Debug)]
+pub struct ForwardState {
+    rotation: Rotation,
+    /// Each layer's input.
+    inputs: Vec<Tensor>,
+    /// The residual stream after the last layer.
+    last: Tensor,
+}
+
+/// Keys and values of tokens already seen, layer by layer, for generation and for scoring many
+/// continuations of one prefix.
+#[derive(Clone)]
+pub struct Cache {
+    layers: Vec<KeysAndValues>,
+}
+
+/// What varies between passes besides the tokens.
+#[derive(Clone, Default)]
+pub struct PassOptions<'a> {
+    /// The adapter, if any.
+    pub lora: Option<&'a LoraTensors>,
+    /// Dropout of the adapter's inputs, in training.
+    pub dropout: Option<Dropout>,
+    /// Where to look for the wish to stop.
+    pub cancel: CancelToken,
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Decoder {
+    /// A decoder on `device`. On the processor the weights stay as they are in their file and
+    /// `precision` says how products with them round; elsewhere they are decoded to f32 or bf16.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn new(
+        config: ModelConfig,
+        weights: &DecoderWeights,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self, EngineError> {
+        if device.is_cpu() {
+            let ops = Box::new(HostOps::new(precision));
+            return Self::build(config, weights, device, DType::F32, ops, |weight| {
+                Ok(Frozen::Host(weight.clone()))
+            });
+        }
+        let dtype = match precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
+        Self::plain(config, weights, device, dtype)
+    }
+
+    /// A decoder that computes with candle's own operations in float type `dtype`: the engine of
+    /// devices without kernels of ours, and in f64 the reference that tests compare with.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn plain(
+        config: ModelConfig,
+        weights: &DecoderWeights,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self, EngineError> {
+        let ops = Box::new(TensorOps::new(device));
+        Self::build(config, weights, device, dtype, ops, |weight| {
+            Frozen::on_device(weight, device, dtype)
+        })
+    }
+
+    fn build(
+        config: ModelConfig,
+        weights: &DecoderWeights,
+        device: &Device,
+        dtype: DType,
+        ops: Box<dyn Ops>,
+        frozen: impl Fn(&crate::weight::FrozenWeight) -> candle_core::Result<Frozen>,
+    ) -> Result<Self, EngineError> {
+        let layers = weights.layers.iter().enumerate();
+        let layers = layers.map(|(i, layer)| Layer::new(i, &config, layer, device, dtype, &frozen));
+        let layers = layers.collect::<candle_core::Result<Vec<_>>>()?;
+        let embedding = frozen(&weights.embedding)?;
+        let head = match config.tie_word_embeddings {
+            true => embedding.clone(),
+            false => frozen(&weights.head)?,
+        };
+        Ok(Self {
+            final_norm: vector(&weights.final_norm, device, dtype)?,
+            inverse_frequencies: config.inverse_frequencies(),
+            device: device.clone(),
+            config,
+            dtype,
+            ops,
+            embedding,
+            head,
+            layers,
+        })
+    }
+
+    /// Shape and constants of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where the decoder computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Copies an adapter to where the decoder computes.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn lora_tensors(&self, adapter: &Adapter) -> Result<LoraTensors, EngineError> {
+        Ok(LoraTensors::new(adapter, self.config.num_layers, &self.device, self.dtype)?)
+    }
+
+    /// Runs all layers and keeps what [`Decoder::backward`] needs: one `[tokens, hidden]` a layer.
+    ///
+    /// # Errors
+    /// When a token is unknown, on cancellation, or when the device fails.
+    pub fn forward(
+        &self,
+        batch: &PackedBatch,
+        options: &PassOptions,
+    ) -> Result<ForwardState, EngineError> {
+        let rotation = self.rotation(&batch.positions)?;
+        let mut x = self.embed(&batch.ids)?;
+        let mut inputs = Vec::with_capacity(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate() {
+            options.cancel.check()?;
+            let pass = self.layer_pass(i, options, &rotation, &batch.segments);
+            let (y, _) = layer.forward(pass, &x, None)?;
+            inputs.push(std::mem::replace(&mut x, y));
+        }
+        Ok(ForwardState { rotation, inputs, last: x })
+    }
+
+    /// Log-probabilities of a batch's targets; `with_gradient` also computes what
+    /// [`Decoder::backward`] needs of the head.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn score(
+        &self,
+        state: &ForwardState,
+        targets: &[TargetToken],
+        with_gradient: bool,
+    ) -> Result<TargetScores, EngineError> {
+        self.check_tokens(targets.iter().map(|target| target.token))?;
+        let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
+        let rows = self.target_rows(state, targets)?;
+        let normed = self.ops.rms_norm(&rows, &self.final_norm, self.config.rms_norm_eps)?;
+        Ok(self.ops.score(&normed, &self.head, &tokens, with_gradient)?)
+    }
+
+    /// Gradients of the adapter for `loss = Σ weights[i] · log p(targets[i])`, by PEFT's tensor
+    /// names.
+    ///
+    /// `scores` must come from [`Decoder::score`] with its gradient, over the same targets.
+    ///
+    /// # Errors
+    /// On cancellation or when the device fails.
+    pub fn backward(
+        &self,
+        batch: &PackedBatch,
+        state: ForwardState,
+        scores: TargetScores,
+        weights: &[f64],
+        options: &PassOptions,
+    ) -> Result<ParameterSet, EngineError> {
+        let ForwardState { rotation, mut inputs, last } = state;
+        let mut dx = self.head_backward(batch, &last, scores, weights)?;
+        drop(last);
+        let mut gradients: Vec<LoraLayer> = Vec::with_capacity(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate().rev() {
+            options.cancel.check()?;
+            let Some(x) = inputs.pop() else { break };
+            let pass = self.layer_pass(i, options, &rotation, &batch.segments);
+            let (layer_gradients, next) = layer.backward(pass, &x, dx)?;
+            gradients.push(layer_gradients);
+            dx = next;
+        }
+        gradients.reverse();
+        Ok(gradients_by_name(&gradients)?)
+    }
+
+    /// Gradient of the loss with respect to the stream after the last layer.
+    fn head_backward(
+        &self,
+        batch: &PackedBatch,
+        last: &Tensor,
+        scores: TargetScores,
+        weights: &[f64],
+    ) -> Result<Tensor, EngineError> {
+        let Some(gradient) = scores.gradient else {
+            return Err(candle_core::Error::msg("the scores carry no gradient").into());
+        };
+        let weights = Tensor::new(weights, &self.device)?.to_dtype(self.dtype)?.unsqueeze(1)?;
+        let d_normed = gradient.broadcast_mul(&weights)?;
+        let at = self.row_index(&batch.targets)?;
+        let rows = last.index_select(&at, 0)?;
+        let (norm, eps) = (&self.final_norm, self.config.rms_norm_eps);
+        let d_rows = self.ops.rms_norm_back(&rows, norm, eps, &d_normed, None)?;
+        Ok(last.zeros_like()?.index_add(&at, &d_rows, 0)?)
+    }
+
+    /// Logits of every row of a batch: `[tokens, vocabulary]`. For generation and tests; training
+    /// uses [`Decoder::score`], which never holds such a matrix.
+    ///
+    /// # Errors
+    /// When a token is unknown, on cancellation, or when the device fails.
+    pub fn logits(
+        &self,
+        batch: &PackedBatch,
+        options: &PassOptions,
+    ) -> Result<Tensor, EngineError> {
+        let state = self.forward(batch, options)?;
+        let eps = self.config.rms_norm_eps;
+        let normed = self.ops.rms_norm(&state.last, &self.final_norm, eps)?;
+        Ok(self.ops.project(&normed, &self.head, None)?)
+    }
+
+    /// Runs tokens that follow what `cache` holds and appends them to it; yields the logits after
+    /// the last of them: `[vocabulary]`.
+    ///
+    /// # Errors
+    /// When there are no tokens or one is unknown, on cancellation, or when the device fails.
+    pub fn extend(
+        &self,
+        cache: &mut Cache,
+        ids: &[u32],
+        options: &PassOptions,
+    ) -> Result<Tensor, EngineError> {
+        let before = cache.len()?;
+        let positions: Vec<u32> = (before..before + ids.len()).map(|p| p as u32).collect();
+        let segment = Segment { queries: 0..ids.len(), own: before, prefix: 0..before };
+        let segments = [segment];
+        let rotation = self.rotation(&positions)?;
+        let mut x = self.embed(ids)?;
+        let mut appended = Vec::with_capacity(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate() {
+            options.cancel.check()?;
+            let pass = self.layer_pass(i, options, &rotation, &segments);
+            let (y, own) = layer.forward(pass, &x, cache.layers.get(i))?;
+            appended.push(own);
+            x = y;
+        }
+        // Only a whole pass changes the cache, so that a cancelled one leaves it as it was.
+        for (i, own) in appended.into_iter().enumerate() {
+            cache.append(i, own)?;
+        }
+        let last = x.narrow(0, ids.len().saturating_sub(1), 1)?;
+        let normed = self.ops.rms_norm(&last, &self.final_norm, self.config.rms_norm_eps)?;
+        Ok(self.ops.project(&normed, &self.head, None)?.squeeze(0)?)
+    }
+
+    /// Log-probabilities of continuations of what `cache` holds, all in one pass; the cache stays as
+    /// it is. `batch` holds the continuations as sequences of their own, its positions and rows
+    /// counted from zero; the prefix is put before each of them.
+    ///
+    /// # Errors
+    /// When a token is unknown, on cancellation, or when the device fails.
+    pub fn score_after(
+        &self,
+        cache: &Cache,
+        batch: &PackedBatch,
+        options: &PassOptions,
+    ) -> Result<TargetScores, EngineError> {
+        let before = cache.len()?;
+        let positions: Vec<u32> =
+            batch.positions.iter().map(|&position| position + before as u32).collect();
+        let segments: Vec<Segment> = batch
+            .segments
+            .iter()
+            .map(|segment| Segment {
+                queries: segment.queries.clone(),
+                own: before + segment.own,
+                prefix: 0..before,
+            })
+            .collect();
+        let rotation = self.rotation(&positions)?;
+        let mut x = self.embed(&batch.ids)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            options.cancel.check()?;
+            let pass = self.layer_pass(i, options, &rotation, &segments);
+            (x, _) = layer.forward(pass, &x, cache.layers.get(i))?;
+        }
+        let state = ForwardState { rotation, inputs: Vec::new(), last: x };
+        self.score(&state, &batch.targets, false)
+    }
+
+    fn layer_pass<'a>(
+        &'a self,
+        layer: usize,
+        options: &PassOptions<'a>,
+        rotation: &'a Rotation,
+        segments: &'a [Segment],
+    ) -> LayerPass<'a> {
+        LayerPass {
+            ops: self.ops.as_ref(),
+            rotation,
+            segments,
+            lora: options.lora.and_then(|lora| lora.layers.get(layer)),
+            scale: options.lora.map_or(1.0, |lora| lora.scale),
+            dropout: options.dropout,
+        }
+    }
+
+    fn embed(&self, ids: &[u32]) -> Result<Tensor, EngineError> {
+        self.check_tokens(ids.iter().copied())?;
+        Ok(self.ops.embed(&self.embedding, ids)?)
+    }
+
+    fn check_tokens(&self, mut ids: impl Iterator<Item = u32>) -> Result<(), EngineError> {
+        let vocabulary = self.embedding.rows().min(self.head.rows());
+        match ids.find(|&id| id as usize >= vocabulary) {
+            Some(token) => Err(EngineError::UnknownToken { token, vocabulary }),
+            None => Ok(()),
+        }
+    }
+
+    fn target_rows(
+        &self,
+        state: &ForwardState,
+        targets: &[TargetToken],
+    ) -> Result<Tensor, EngineError> {
+        Ok(state.last.index_select(&self.row_index(targets)?, 0)?)
+    }
+
+    fn row_index(&self, targets: &[TargetToken]) -> Result<Tensor, EngineError> {
+        let rows: Vec<u32> = targets.iter().map(|target| target.row).collect();
+        let len = rows.len();
+        Ok(Tensor::from_vec(rows, len, &self.device)?)
+    }
+
+    fn rotation(&self, positions: &[u32]) -> Result<Rotation, EngineError> {
+        let half = self.inverse_frequencies.len();
+        let angles = positions.iter().flat_map(|&position| {
+            self.inverse_frequencies.iter().map(move |frequency| f64::from(position) * frequency)
+        });
+        let (sin, cos): (Vec<f64>, Vec<f64>) = angles.map(f64::sin_cos).unzip();
+        // Half-precision angles would blur long contexts; `rotate` computes in f32 or wider.
+        let dtype = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let table = |values: Vec<f64>| match dtype {
+            DType::F64 => Tensor::from_vec(values, (positions.len(), half), &self.device),
+            _ => {
+                let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+                Tensor::from_vec(values, (positions.len(), half), &self.device)
+            }
+        };
+        Ok(Rotation { cos: table(cos)?, sin: table(sin)? })
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("layers", &self.layers.len()).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// A cache that holds nothing.
+    pub fn new() -> Self {
+        Self { layers: Vec::new() }
+    }
+
+    /// Tokens held.
+    fn len(&self) -> Result<usize, EngineError> {
+        match self.layers.first() {
+            Some(layer) => Ok(layer.keys.dims2()?.0),
+            None => Ok(0),
+        }
+    }
+
+    fn append(&mut self, layer: usize, own: KeysAndValues) -> Result<(), EngineError> {
+        match self.layers.get_mut(layer) {
+            None => self.layers.push(own),
+            Some(held) => {
+                held.keys = Tensor::cat(&[&held.keys, &own.keys], 0)?;
+                held.values = Tensor::cat(&[&held.values, &own.values], 0)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! One layer of a decoder, forward and backward.
+//!
+//! The backward pass is written by hand: it computes again what it needs from the layer's input and
+//! yields the gradients of the adapter and of that input, never of a frozen weight.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::lora::{AdaptedPass, Dropout, LoraLayer};
+use super::{LayerWeights, ModelConfig};
+use crate::adapter::Target;
+use crate::ops::{Attended, AttentionShape, Frozen, Ops, Rotation, Segment};
+use crate::weight::FrozenWeight;
+
+/// A layer's frozen tensors where the engine computes.
+#[derive(Debug, Clone)]
+pub(super) struct Layer {
+    index: usize,
+    eps: f64,
+    attention: AttentionShape,
+    /// By target, in forward order.
+    projections: [Frozen; Target::ALL.len()],
+    q_bias: Option<Tensor>,
+    k_bias: Option<Tensor>,
+    v_bias: Option<Tensor>,
+    attention_norm: Tensor,
+    q_norm: Option<Tensor>,
+    k_norm: Option<Tensor>,
+    mlp_norm: Tensor,
+}
+
+/// Keys and values of earlier tokens, `[rows, kv_heads · head_dim]` each.
+#[derive(Debug, Clone)]
+pub(super) struct KeysAndValues {
+    pub keys: Tensor,
+    pub values: Tensor,
+}
+
+/// What a pass through a layer is given besides its input.
+#[derive(Clone, Copy)]
+pub(super) struct LayerPass<'a> {
+    pub ops: &'a dyn Ops,
+    pub rotation: &'a Rotation,
+    pub segments: &'a [Segment],
+    pub lora: Option<&'a LoraLayer>,
+    pub scale: f64,
+    pub dropout: Option<Dropout>,
+}
+
+/// The attention half of a layer, as its backward pass needs it.
+struct AttentionState {
+    normed: Tensor,
+    /// Queries and keys after the projection, before their norm; only where the family has one.
+    raw: Option<(Tensor, Tensor)>,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attended: Attended,
+    /// The residual stream after attention.
+    stream: Tensor,
+}
+
+/// The feed-forward half of a layer, up to its last projection.
+struct MlpState {
+    normed: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    hidden: Tensor,
+}
+
+impl Layer {
+    pub fn new(
+        index: usize,
+        config: &ModelConfig,
+        weights: &LayerWeights,
+        device: &Device,
+        dtype: DType,
+        frozen: impl Fn(&FrozenWeight) -> Result<Frozen>,
+    ) -> Result<Self> {
+        let vector = |values: &Vec<f32>| vector(values, device, dtype);
+        let optional = |values: &Option<Vec<f32>>| values.as_ref().map(vector).transpose();
+        Ok(Self {
+            index,
+            eps: config.rms_norm_eps,
+            attention: AttentionShape {
+                heads: config.num_heads,
+                kv_heads: config.num_kv_heads,
+                head_dim: config.head_dim,
+                window: config.window(index),
+            },
+            projections: [
+                frozen(&weights.q_proj)?,
+                frozen(&weights.k_proj)?,
+                frozen(&weights.v_proj)?,
+                frozen(&weights.o_proj)?,
+                frozen(&weights.gate_proj)?,
+                frozen(&weights.up_proj)?,
+                frozen(&weights.down_proj)?,
+            ],
+            q_bias: optional(&weights.q_bias)?,
+            k_bias: optional(&weights.k_bias)?,
+            v_bias: optional(&weights.v_bias)?,
+            attention_norm: vector(&weights.attention_norm)?,
+            q_norm: optional(&weights.q_norm)?,
+            k_norm: optional(&weights.k_norm)?,
+            mlp_norm: vector(&weights.mlp_norm)?,
+        })
+    }
+
+    /// The layer's output `[T, hidden]`, and the keys and values of its own tokens.
+    pub fn forward(
+        &self,
+        pass: LayerPass,
+        x: &Tensor,
+        before: Option<&KeysAndValues>,
+    ) -> Result<(Tensor, KeysAndValues)> {
+        let (attention, own) = self.attention(pass, x, before)?;
+        let mlp = self.mlp(pass, &attention.stream)?;
+        let y = self.project(pass, Target::DownProj, &mlp.hidden)?;
+        Ok((pass.ops.add(y, &attention.stream)?, own))
+    }
+
+    /// Gradients of the layer's adapter and of its input `x`, given that of its output.
+    pub fn backward(&self, pass: LayerPass, x: &Tensor, dy: Tensor) -> Result<(LoraLayer, Tensor)> {
+        let mut gradients = LoraLayer::default();
+        let (attention, _) = self.attention(pass, x, None)?;
+        let mlp = self.mlp(pass, &attention.stream)?;
+        let ops = pass.ops;
+
+        let d_hidden =
+            self.project_back(pass, Target::DownProj, &mlp.hidden, &dy, None, &mut gradients)?;
+        let (d_gate, d_up) = ops.swiglu_back(&mlp.gate, &mlp.up, &d_hidden)?;
+        drop(d_hidden);
+        let normed = &mlp.normed;
+        let d_normed =
+            self.project_back(pass, Target::GateProj, normed, &d_gate, None, &mut gradients)?;
+        let d_normed =
+            self.project_back(pass, Target::UpProj, normed, &d_up, Some(d_normed), &mut gradients)?;
+        drop((d_gate, d_up, mlp));
+        let norm = &self.mlp_norm;
+        let d_stream = ops.rms_norm_back(&attention.stream, norm, self.eps, &d_normed, Some(dy))?;
+
+        let AttentionState { normed, raw, q, k, v, attended, .. } = attention;
+        let output = &attended.output;
+        let d_output =
+            self.project_back(pass, Target::OProj, output, &d_stream, None, &mut gradients)?;
+        let (dq, dk, dv) =
+            ops.attend_back(&q, &k, &v, &attended, &d_output, self.attention, pass.segments)?;
+        let head_dim = self.attention.head_dim;
+        let mut dq = ops.rotate(dq, head_dim, pass.rotation, true)?;
+        let mut dk = ops.rotate(dk, head_dim, pass.rotation, true)?;
+        if let (Some((raw_q, raw_k)), Some(q_norm), Some(k_norm)) =
+            (&raw, &self.q_norm, &self.k_norm)
+        {
+            dq = ops.rms_norm_back(raw_q, q_norm, self.eps, &dq, None)?;
+            dk = ops.rms_norm_back(raw_k, k_norm, self.eps, &dk, None)?;
+        }
+        let mut d_normed = None;
+        for (target, dy) in [(Target::QProj, dq), (Target::KProj, dk), (Target::VProj, dv)] {
+            let sum = d_normed.take();
+            d_normed = Some(self.project_back(pass, target, &normed, &dy, sum, &mut gradients)?);
+        }
+        let dx = match d_normed {
+            Some(d) => ops.rms_norm_back(x, &self.attention_norm, self.eps, &d, Some(d_stream))?,
+            None => d_stream,
+        };
+        Ok((gradients, dx))
+    }
+
+    fn attention(
+        &self,
+        pass: LayerPass,
+        x: &Tensor,
+        before: Option<&KeysAndValues>,
+    ) -> Result<(AttentionState, KeysAndValues)> {
+        let ops = pass.ops;
+        let normed = ops.rms_norm(x, &self.attention_norm, self.eps)?;
+        let biased = |target, bias: &Option<Tensor>| {
+            let y = self.project(pass, target, &normed)?;
+            match bias {
+                Some(bias) => ops.add(y, bias),
+                None => Ok(y),
+            }
+        };
+        let (mut q, mut k) =
+            (biased(Target::QProj, &self.q_bias)?, biased(Target::KProj, &self.k_bias)?);
+        let v = biased(Target::VProj, &self.v_bias)?;
+        let mut raw = None;
+        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
+            let normed = (ops.rms_norm(&q, q_norm, self.eps)?, ops.rms_norm(&k, k_norm, self.eps)?);
+            raw = Some((q, k));
+            (q, k) = normed;
+        }
+        let q = ops.rotate(q, self.attention.head_dim, pass.rotation, false)?;
+        let k = ops.rotate(k, self.attention.head_dim, pass.rotation, false)?;
+        let own = KeysAndValues { keys: k, values: v };
+        let (k, v) = match before {
+            None => (own.keys.clone(), own.values.clone()),
+            Some(before) => (
+                Tensor::cat(&[&before.keys, &own.keys], 0)?,
+                Tensor::cat(&[&before.values, &own.values], 0)?,
+            ),
+        };
+        let attended = ops.attend(&q, &k, &v, self.attention, pass.segments)?;
+        let stream = self.project(pass, Target::OProj, &attended.output)?;
+        let stream = ops.add(stream, x)?;
+        Ok((AttentionState { normed, raw, q, k, v, attended, stream }, own))
+    }
+
+    fn mlp(&self, pass: LayerPass, stream: &Tensor) -> Result<MlpState> {
+        let normed = pass.ops.rms_norm(stream, &self.mlp_norm, self.eps)?;
+        let gate = self.project(pass, Target::GateProj, &normed)?;
+        let up = self.project(pass, Target::UpProj, &normed)?;
+        let hidden = pass.ops.swiglu(&gate, &up)?;
+        Ok(MlpState { normed, gate, up, hidden })
+    }
+
+    /// A projection with its adapter.
+    fn project(&self, pass: LayerPass, target: Target, x: &Tensor) -> Result<Tensor> {
+        let y = pass.ops.project(x, &self.projections[target as usize], None)?;
+        match self.adapted(pass, target) {
+            Some(adapted) => adapted.forward(x, y),
+            None => Ok(y),
+        }
+    }
+
+    /// The gradient of a projection's input, added to `sum`; the adapter's goes into `gradients`.
+    fn project_back(
+        &self,
+        pass: LayerPass,
+        target: Target,
+        x: &Tensor,
+        dy: &Tensor,
+        sum: Option<Tensor>,
+        gradients: &mut LoraLayer,
+    ) -> Result<Tensor> {
+        let dx = pass.ops.project_back(dy, &self.projections[target as usize], sum)?;
+        let Some(adapted) = self.adapted(pass, target) else { return Ok(dx) };
+        let (pair, dx) = adapted.backward(x, dy, dx)?;
+        gradients[target as usize] = Some(pair);
+        Ok(dx)
+    }
+
+    fn adapted<'a>(&self, pass: LayerPass<'a>, target: Target) -> Option<AdaptedPass<'a>> {
+        let lora = pass.lora?[target as usize].as_ref()?;
+        let LayerPass { ops, scale, dropout, .. } = pass;
+        Some(AdaptedPass { ops, lora, scale, dropout, layer: self.index, target })
+    }
+}
+
+/// A short frozen vector on a device.
+pub(super) fn vector(values: &[f32], device: &Device, dtype: DType) -> Result<Tensor> {
+    Tensor::from_slice(values, values.len(), device)?.to_dtype(dtype)
+}

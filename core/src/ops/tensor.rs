@@ -1,0 +1,304 @@
+//! Every operation in ordinary candle operations: any device, any float type.
+
+use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
+
+use super::{
+    Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, Transpose, score_chunk,
+};
+
+/// The operations on a candle device, in candle's own operations. The oracle of the kernels, and
+/// the engine of every device that has no kernels of ours.
+#[derive(Debug, Clone)]
+pub struct TensorOps {
+    device: Device,
+}
+
+impl TensorOps {
+    /// Operations on `device`.
+    pub fn new(device: &Device) -> Self {
+        Self { device: device.clone() }
+    }
+
+    fn indices(&self, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
+        let rows: Vec<u32> = rows.map(|row| row as u32).collect();
+        let len = rows.len();
+        Tensor::from_vec(rows, len, &self.device)
+    }
+}
+
+/// Half-precision values are summed in f32; wider types keep theirs.
+fn wide(t: &Tensor) -> Result<Tensor> {
+    match t.dtype() {
+        DType::F32 | DType::F64 => Ok(t.clone()),
+        _ => t.to_dtype(DType::F32),
+    }
+}
+
+fn onto(sum: Option<Tensor>, term: Tensor) -> Result<Tensor> {
+    match sum {
+        Some(sum) => sum + term,
+        None => Ok(term),
+    }
+}
+
+/// `[T, heads · d]` rows as `[heads, T, d]`.
+fn by_head(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (tokens, width) = x.dims2()?;
+    x.reshape((tokens, heads, width / heads))?.transpose(0, 1)?.contiguous()
+}
+
+/// `[heads, T, d]` back to `[T, heads · d]`.
+fn by_token(x: &Tensor) -> Result<Tensor> {
+    let (heads, tokens, width) = x.dims3()?;
+    x.transpose(0, 1)?.contiguous()?.reshape((tokens, heads * width))
+}
+
+/// Repeats each of `[kv_heads, K, d]` for the query heads that read it.
+fn for_queries(x: &Tensor, groups: usize) -> Result<Tensor> {
+    let (kv_heads, keys, width) = x.dims3()?;
+    x.unsqueeze(1)?.expand((kv_heads, groups, keys, width))?.contiguous()?.reshape((
+        kv_heads * groups,
+        keys,
+        width,
+    ))
+}
+
+/// Sums the gradients of a key head over the query heads that read it.
+fn over_queries(x: &Tensor, groups: usize) -> Result<Tensor> {
+    let (heads, keys, width) = x.dims3()?;
+    x.reshape((heads / groups, groups, keys, width))?.sum(1)
+}
+
+/// One segment's tensors, by head, and its softmax.
+struct SegmentPass {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probs: Tensor,
+    log_sum_exp: Tensor,
+    keys: Tensor,
+    scale: f64,
+    groups: usize,
+}
+
+impl TensorOps {
+    fn segment_pass(
+        &self,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        shape: AttentionShape,
+        segment: &Segment,
+    ) -> Result<SegmentPass> {
+        let groups = shape.heads / shape.kv_heads;
+        let scale = 1.0 / (shape.head_dim as f64).sqrt();
+        let keys = self.indices(segment.prefix.clone().chain(segment.own_keys()))?;
+        let q = q.narrow(0, segment.queries.start, segment.queries.len())?;
+        let q = wide(&by_head(&q, shape.heads)?)?;
+        let k = wide(&by_head(&k.index_select(&keys, 0)?, shape.kv_heads)?)?;
+        let v = wide(&by_head(&v.index_select(&keys, 0)?, shape.kv_heads)?)?;
+        let (k, v) = (for_queries(&k, groups)?, for_queries(&v, groups)?);
+        let scores = (q.matmul(&k.t()?)? * scale)?;
+        let mask = self.mask(segment, shape.window, scores.dtype())?;
+        let scores = scores.broadcast_add(&mask)?;
+        let log_sum_exp = scores.log_sum_exp(D::Minus1)?;
+        let probs = scores.broadcast_sub(&log_sum_exp.unsqueeze(D::Minus1)?)?.exp()?;
+        Ok(SegmentPass { q, k, v, probs, log_sum_exp, keys, scale, groups })
+    }
+
+    /// 0 where a query may look, minus infinity elsewhere: `[queries, keys]`.
+    fn mask(&self, segment: &Segment, window: Option<usize>, dtype: DType) -> Result<Tensor> {
+        let (before, queries) = (segment.prefix.len(), segment.queries.len());
+        let keys = segment.num_keys();
+        let mut mask = Vec::with_capacity(queries * keys);
+        for query in before..before + queries {
+            mask.extend((0..keys).map(|key| {
+                let seen = key <= query && window.is_none_or(|window| query - key < window);
+                if seen { 0f32 } else { f32::NEG_INFINITY }
+            }));
+        }
+        Tensor::from_vec(mask, (queries, keys), &self.device)?.to_dtype(dtype)
+    }
+}
+
+impl Ops for TensorOps {
+    fn embed(&self, table: &Frozen, ids: &[u32]) -> Result<Tensor> {
+        table.device()?.index_select(&Tensor::new(ids, &self.device)?, 0)
+    }
+
+    fn project(&self, x: &Tensor, w: &Frozen, sum: Option<Tensor>) -> Result<Tensor> {
+        onto(sum, x.matmul(&w.device()?.t()?)?)
+    }
+
+    fn project_back(&self, dy: &Tensor, w: &Frozen, sum: Option<Tensor>) -> Result<Tensor> {
+        onto(sum, dy.matmul(w.device()?)?)
+    }
+
+    fn matmul(
+        &self,
+        a: (&Tensor, Transpose),
+        b: (&Tensor, Transpose),
+        scale: f64,
+        sum: Option<Tensor>,
+    ) -> Result<Tensor> {
+        let read = |(factor, transpose): (&Tensor, Transpose)| match transpose {
+            Transpose::No => Ok(factor.clone()),
+            Transpose::Yes => factor.t()?.contiguous(),
+        };
+        let product = read(a)?.matmul(&read(b)?)?;
+        onto(sum, if scale == 1.0 { product } else { (product * scale)? })
+    }
+
+    fn add(&self, a: Tensor, b: &Tensor) -> Result<Tensor> {
+        a.broadcast_add(b)
+    }
+
+    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
+        let rows = wide(x)?.reshape(((), gain.elem_count()))?;
+        let inverse = inverse_rms(&rows, eps)?;
+        let y = rows.broadcast_mul(&inverse)?.broadcast_mul(&wide(gain)?)?;
+        y.reshape(x.shape())?.to_dtype(x.dtype())
+    }
+
+    fn rms_norm_back(
+        &self,
+        x: &Tensor,
+        gain: &Tensor,
+        eps: f64,
+        dy: &Tensor,
+        sum: Option<Tensor>,
+    ) -> Result<Tensor> {
+        let width = gain.elem_count();
+        let rows = wide(x)?.reshape(((), width))?;
+        let inverse = inverse_rms(&rows, eps)?;
+        let g = wide(dy)?.reshape(((), width))?.broadcast_mul(&wide(gain)?)?;
+        let along = ((&g * &rows)?.sum_keepdim(1)? / width as f64)?;
+        let along = (along * inverse.powf(3.0)?)?;
+        let dx = (g.broadcast_mul(&inverse)? - rows.broadcast_mul(&along)?)?;
+        onto(sum, dx.reshape(x.shape())?.to_dtype(x.dtype())?)
+    }
+
+    fn rotate(
+        &self,
+        x: Tensor,
+        head_dim: usize,
+        rotation: &Rotation,
+        inverse: bool,
+    ) -> Result<Tensor> {
+        let (tokens, width) = x.dims2()?;
+        let half = head_dim / 2;
+        let halves = wide(&x)?.reshape((tokens, width / head_dim, 2, half))?;
+        let (first, second) = (halves.i((.., .., 0, ..))?, halves.i((.., .., 1, ..))?);
+        let (cos, sin) = (rotation.cos.unsqueeze(1)?, rotation.sin.unsqueeze(1)?);
+        let sin = if inverse { sin.neg()? } else { sin };
+        let turned = [
+            (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?,
+            (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?,
+        ];
+        Tensor::stack(&turned, 2)?.reshape((tokens, width))?.to_dtype(x.dtype())
+    }
+
+    fn attend(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        shape: AttentionShape,
+        segments: &[Segment],
+    ) -> Result<Attended> {
+        let mut outputs = Vec::with_capacity(segments.len());
+        let mut log_sum_exps = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let pass = self.segment_pass((q, k, v), shape, segment)?;
+            outputs.push(by_token(&pass.probs.matmul(&pass.v)?)?.to_dtype(q.dtype())?);
+            log_sum_exps.push(pass.log_sum_exp.t()?.contiguous()?);
+        }
+        Ok(Attended {
+            output: Tensor::cat(&outputs, 0)?,
+            log_sum_exp: Tensor::cat(&log_sum_exps, 0)?,
+        })
+    }
+
+    fn attend_back(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        attended: &Attended,
+        d_output: &Tensor,
+        shape: AttentionShape,
+        segments: &[Segment],
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let mut dqs = Vec::with_capacity(segments.len());
+        let (mut dk, mut dv) = (wide(k)?.zeros_like()?, wide(v)?.zeros_like()?);
+        for segment in segments {
+            let pass = self.segment_pass((q, k, v), shape, segment)?;
+            let rows = (segment.queries.start, segment.queries.len());
+            let heads = |t: &Tensor| by_head(&wide(&t.narrow(0, rows.0, rows.1)?)?, shape.heads);
+            let (output, d_output) = (heads(&attended.output)?, heads(d_output)?);
+            let delta = (&d_output * output)?.sum_keepdim(D::Minus1)?;
+            let ds = d_output.matmul(&pass.v.t()?)?.broadcast_sub(&delta)?;
+            let ds = (ds * &pass.probs)?;
+            dqs.push(by_token(&(ds.matmul(&pass.k)? * pass.scale)?)?.to_dtype(q.dtype())?);
+            let segment_dk = (ds.t()?.contiguous()?.matmul(&pass.q)? * pass.scale)?;
+            let segment_dv = pass.probs.t()?.contiguous()?.matmul(&d_output)?;
+            let segment_dk = by_token(&over_queries(&segment_dk, pass.groups)?)?;
+            let segment_dv = by_token(&over_queries(&segment_dv, pass.groups)?)?;
+            dk = dk.index_add(&pass.keys, &segment_dk, 0)?;
+            dv = dv.index_add(&pass.keys, &segment_dv, 0)?;
+        }
+        Ok((Tensor::cat(&dqs, 0)?, dk.to_dtype(k.dtype())?, dv.to_dtype(v.dtype())?))
+    }
+
+    fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        (wide(gate)?.silu()? * wide(up)?)?.to_dtype(gate.dtype())
+    }
+
+    fn swiglu_back(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (g, u, dy) = (wide(gate)?, wide(up)?, wide(dy)?);
+        let sigmoid = (g.neg()?.exp()? + 1.0)?.recip()?;
+        let slope = (&sigmoid * ((&g * (1.0 - &sigmoid)?)? + 1.0)?)?;
+        let d_up = (&dy * (g * sigmoid)?)?;
+        let d_gate = ((dy * u)? * slope)?;
+        Ok((d_gate.to_dtype(gate.dtype())?, d_up.to_dtype(gate.dtype())?))
+    }
+
+    fn score(
+        &self,
+        x: &Tensor,
+        head: &Frozen,
+        targets: &[u32],
+        with_gradient: bool,
+    ) -> Result<TargetScores> {
+        let head = head.device()?;
+        let (vocabulary, hidden) = head.dims2()?;
+        let mut log_probs = Vec::with_capacity(targets.len());
+        let mut correct = Vec::with_capacity(targets.len());
+        let mut gradients = Vec::new();
+        let chunk = score_chunk(vocabulary);
+        for (i, tokens) in targets.chunks(chunk).enumerate() {
+            let rows = x.narrow(0, i * chunk, tokens.len())?;
+            let logits = wide(&rows.matmul(&head.t()?)?)?;
+            let at = Tensor::new(tokens, &self.device)?.unsqueeze(1)?;
+            let log_sum_exp = logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?;
+            let chosen = (logits.gather(&at, 1)? - &log_sum_exp)?;
+            log_probs.extend(chosen.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?);
+            let best = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+            correct.extend(best.iter().zip(tokens).map(|(best, token)| best == token));
+            if with_gradient {
+                let probs = logits.broadcast_sub(&log_sum_exp)?.exp()?;
+                let mean = probs.to_dtype(head.dtype())?.matmul(head)?;
+                gradients.push((head.index_select(&at.squeeze(1)?, 0)? - mean)?);
+            }
+        }
+        let gradient = match (with_gradient, gradients.is_empty()) {
+            (false, _) => None,
+            (true, true) => Some(Tensor::zeros((0, hidden), x.dtype(), &self.device)?),
+            (true, false) => Some(Tensor::cat(&gradients, 0)?),
+        };
+        Ok(TargetScores { log_probs, correct, gradient })
+    }
+}
+
+/// `1/√(mean(x²) + eps)` per row: `[rows, 1]`.
+fn inverse_rms(rows: &Tensor, eps: f64) -> Result<Tensor> {
+    (rows.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?.recip()
+}

@@ -1,0 +1,119 @@
+//! Losses without training.
+
+use std::ops::AddAssign;
+
+use serde::{Deserialize, Serialize};
+
+use super::PairLogProbs;
+use super::trainer::passes;
+use crate::adapter::Adapter;
+use crate::data::{TokenizedExample, TokenizedPair};
+use crate::model::{CancelToken, Decoder, EngineError, PackedBatch, PassOptions};
+
+/// Sums over the supervised tokens of some texts.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Sum of the negative log-probabilities, in nats.
+    pub loss_sum: f64,
+    /// Supervised tokens.
+    pub supervised_tokens: usize,
+    /// Those that were the model's first choice.
+    pub correct_tokens: usize,
+}
+
+impl Evaluation {
+    /// Mean negative log-probability of a supervised token, in nats; NaN without any.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.supervised_tokens as f64
+    }
+
+    /// Share of supervised tokens that were the model's first choice; NaN without any.
+    pub fn token_accuracy(&self) -> f64 {
+        self.correct_tokens as f64 / self.supervised_tokens as f64
+    }
+
+    /// `exp` of the loss.
+    pub fn perplexity(&self) -> f64 {
+        self.loss().exp()
+    }
+}
+
+impl AddAssign for Evaluation {
+    fn add_assign(&mut self, other: Self) {
+        self.loss_sum += other.loss_sum;
+        self.supervised_tokens += other.supervised_tokens;
+        self.correct_tokens += other.correct_tokens;
+    }
+}
+
+/// Scores texts under the base model, or with an adapter: one [`Evaluation`] per text.
+///
+/// # Errors
+/// When a token is unknown, on cancellation, or when the device fails.
+pub fn evaluate(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    examples: &[TokenizedExample],
+    max_pass_tokens: usize,
+    cancel: &CancelToken,
+) -> Result<Vec<Evaluation>, EngineError> {
+    let mut results = vec![Evaluation::default(); examples.len()];
+    let lens = examples.iter().map(|example| example.ids.len());
+    for range in passes(lens, max_pass_tokens) {
+        let batch = PackedBatch::from_examples(&examples[range.clone()]);
+        score(decoder, adapter, &batch, cancel, |group, log_prob, correct| {
+            results[range.start + group] += Evaluation {
+                loss_sum: -log_prob,
+                supervised_tokens: 1,
+                correct_tokens: usize::from(correct),
+            };
+        })?;
+    }
+    Ok(results)
+}
+
+/// Log-probabilities of both answers of each pair under the base model, or with a frozen adapter:
+/// the reference of preference training.
+///
+/// # Errors
+/// When a token is unknown, on cancellation, or when the device fails.
+pub fn reference_log_probs(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    pairs: &[TokenizedPair],
+    max_pass_tokens: usize,
+    cancel: &CancelToken,
+) -> Result<Vec<PairLogProbs>, EngineError> {
+    let mut results = vec![PairLogProbs { chosen: 0.0, rejected: 0.0 }; pairs.len()];
+    for range in passes(pairs.iter().map(TokenizedPair::num_tokens), max_pass_tokens) {
+        let batch = PackedBatch::from_pairs(&pairs[range.clone()]);
+        score(decoder, adapter, &batch, cancel, |group, log_prob, _| {
+            let pair = &mut results[range.start + group / 2];
+            *if group % 2 == 0 { &mut pair.chosen } else { &mut pair.rejected } += log_prob;
+        })?;
+    }
+    Ok(results)
+}
+
+/// Calls `each(group, log_prob, correct)` for every target of a batch.
+fn score(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    batch: &PackedBatch,
+    cancel: &CancelToken,
+    mut each: impl FnMut(usize, f64, bool),
+) -> Result<(), EngineError> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let lora = adapter.map(|adapter| decoder.lora_tensors(adapter)).transpose()?;
+    let options = PassOptions { lora: lora.as_ref(), dropout: None, cancel: cancel.clone() };
+    let state = decoder.forward(batch, &options)?;
+    let scores = decoder.score(&state, &batch.targets, false)?;
+    for (target, (log_prob, correct)) in
+        batch.targets.iter().zip(scores.log_probs.into_iter().zip(scores.correct))
+    {
+        each(target.group as usize, log_prob, correct);
+    }
+    Ok(())
+}

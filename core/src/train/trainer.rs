@@ -1,0 +1,360 @@
+//! Training an adapter one optimiser step at a time.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AdamW, AdamWOptions, LocalObjective, PairLogProbs, PreferenceLoss, PreferenceReport};
+use crate::adapter::{Adapter, AdapterError, LayoutMismatch, ParameterSet};
+use crate::data::{TokenizedExample, TokenizedPair};
+use crate::model::{CancelToken, Decoder, Dropout, EngineError, PackedBatch, PassOptions};
+use crate::ops::TargetScores;
+
+/// How an adapter is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainOptions {
+    /// The optimiser's constants.
+    pub optimizer: AdamWOptions,
+    /// Gradients with a larger L2 norm are scaled down to this one.
+    pub max_grad_norm: Option<f64>,
+    /// What the federated algorithm adds.
+    pub objective: LocalObjective,
+    /// Seed of the adapter's dropout.
+    pub seed: u64,
+    /// Tokens computed in one pass. A batch with more is computed in several passes whose gradients
+    /// add up; fewer tokens take less memory. A sequence is never divided.
+    pub max_pass_tokens: usize,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            optimizer: AdamWOptions::default(),
+            max_grad_norm: None,
+            objective: LocalObjective::Plain,
+            seed: 0,
+            max_pass_tokens: 2048,
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct StepReport {
+    /// The objective before the step: mean over the supervised tokens of all sequences of the batch
+    /// (SFT) or over its pairs (DPO), in nats, plus `proximal`.
+    pub loss: f64,
+    /// The part of the loss that the federated algorithm adds.
+    pub proximal: f64,
+    /// Tokens a plain implementation would process, without padding: for preferences prompt and
+    /// answer of both sides, however much is shared.
+    pub tokens: usize,
+    /// Tokens that the loss counts.
+    pub supervised_tokens: usize,
+    /// L2 norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Rewards, in preference training.
+    pub preference: Option<PreferenceReport>,
+}
+
+/// Why training cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The batch has nothing to learn from.
+    #[error("the batch has no supervised token: check the template and the sequence length")]
+    NothingSupervised,
+    /// The loss or the gradient is not a number any more.
+    #[error("training diverged at step {step}: the {what} is {value}; use a lower learning rate")]
+    Diverged {
+        /// The step, from 1.
+        step: u64,
+        /// What is not finite.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// The adapter does not fit the model.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// State or objective belong to another adapter.
+    #[error(transparent)]
+    Layout(#[from] LayoutMismatch),
+    /// The engine failed or was cancelled.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// Everything that training changes: restored, it continues bit by bit as if never interrupted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainerState {
+    /// The adapter's parameters.
+    pub parameters: ParameterSet,
+    /// Optimiser steps taken.
+    pub steps: u64,
+    /// The optimiser's first moment.
+    pub first_moment: ParameterSet,
+    /// The optimiser's second moment.
+    pub second_moment: ParameterSet,
+}
+
+/// Trains one adapter on one decoder.
+#[derive(Debug)]
+pub struct Trainer<'d> {
+    decoder: &'d Decoder,
+    adapter: Adapter,
+    optimizer: AdamW,
+    options: TrainOptions,
+    cancel: CancelToken,
+}
+
+impl<'d> Trainer<'d> {
+    /// A trainer that starts from `adapter`, with a fresh optimiser.
+    ///
+    /// # Errors
+    /// When the adapter does not fit the model.
+    pub fn new(
+        decoder: &'d Decoder,
+        adapter: Adapter,
+        options: TrainOptions,
+    ) -> Result<Self, TrainError> {
+        adapter.check_against(decoder.config())?;
+        let optimizer = AdamW::new(options.optimizer, &adapter.parameters);
+        Ok(Self { decoder, adapter, optimizer, options, cancel: CancelToken::default() })
+    }
+
+    /// Lets `cancel` end a running step within one layer's time; the step then changes nothing.
+    #[must_use]
+    pub fn with_cancel(mut self, cancel: CancelToken) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// The adapter as it is now.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// The adapter, at the end of training.
+    pub fn into_adapter(self) -> Adapter {
+        self.adapter
+    }
+
+    /// Optimiser steps taken.
+    pub fn steps(&self) -> u64 {
+        self.optimizer.steps
+    }
+
+    /// A copy of everything that training changes.
+    pub fn state(&self) -> TrainerState {
+        TrainerState {
+            parameters: self.adapter.parameters.clone(),
+            steps: self.optimizer.steps,
+            first_moment: self.optimizer.first_moment.clone(),
+            second_moment: self.optimizer.second_moment.clone(),
+        }
+    }
+
+    /// Continues from a state of an earlier trainer.
+    ///
+    /// # Errors
+    /// When the state belongs to an adapter of another layout; nothing is changed then.
+    pub fn restore(&mut self, state: TrainerState) -> Result<(), TrainError> {
+        for set in [&state.parameters, &state.first_moment, &state.second_moment] {
+            self.adapter.parameters.check_layout(set)?;
+        }
+        self.adapter.parameters = state.parameters;
+        self.optimizer.steps = state.steps;
+        self.optimizer.first_moment = state.first_moment;
+        self.optimizer.second_moment = state.second_moment;
+        Ok(())
+    }
+
+    /// One step of supervised fine-tuning: the loss is the mean negative log-probability of the
+    /// supervised tokens of all `examples` together.
+    ///
+    /// # Errors
+    /// When nothing is supervised, training diverges, or the engine fails or is cancelled; the
+    /// adapter and the optimiser are unchanged then.
+    pub fn step(
+        &mut self,
+        examples: &[TokenizedExample],
+        learning_rate: f64,
+    ) -> Result<StepReport, TrainError> {
+        let supervised_tokens: usize =
+            examples.iter().map(TokenizedExample::supervised_tokens).sum();
+        if supervised_tokens == 0 {
+            return Err(TrainError::NothingSupervised);
+        }
+        let weight = -1.0 / supervised_tokens as f64;
+        let lens = examples.iter().map(|example| example.ids.len());
+        let ranges = passes(lens, self.options.max_pass_tokens);
+        let batches = ranges.map(|range| PackedBatch::from_examples(&examples[range]));
+        let (loss, gradient) = self.gradient(batches, |_, _, scores| {
+            let loss = scores.log_probs.iter().map(|log_prob| weight * log_prob).sum();
+            (loss, vec![weight; scores.log_probs.len()])
+        })?;
+        let tokens = examples.iter().map(|example| example.ids.len()).sum();
+        let report = StepReport { loss, tokens, supervised_tokens, ..StepReport::default() };
+        self.apply(gradient, learning_rate, report)
+    }
+
+    /// One step of preference training: the loss is the mean over `pairs`, against the
+    /// log-probabilities `reference`, one per pair ([`super::reference_log_probs`]).
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    ///
+    /// # Panics
+    /// When there are not as many references as pairs.
+    pub fn step_preferences(
+        &mut self,
+        pairs: &[TokenizedPair],
+        reference: &[PairLogProbs],
+        loss: PreferenceLoss,
+        beta: f64,
+        learning_rate: f64,
+    ) -> Result<StepReport, TrainError> {
+        assert_eq!(pairs.len(), reference.len(), "one reference per pair");
+        if pairs.is_empty() {
+            return Err(TrainError::NothingSupervised);
+        }
+        let scale = 1.0 / pairs.len() as f64;
+        let ranges: Vec<Range<usize>> =
+            passes(pairs.iter().map(TokenizedPair::num_tokens), self.options.max_pass_tokens)
+                .collect();
+        let batches = ranges.iter().map(|range| PackedBatch::from_pairs(&pairs[range.clone()]));
+        let mut preference = PreferenceReport::default();
+        let (loss, gradient) = self.gradient(batches, |i, batch, scores| {
+            let mut sums = vec![0.0; batch.groups];
+            for (target, log_prob) in batch.targets.iter().zip(&scores.log_probs) {
+                sums[target.group as usize] += log_prob;
+            }
+            let mut total = 0.0;
+            let mut slopes = vec![0.0; batch.groups];
+            for (j, sums) in sums.chunks_exact(2).enumerate() {
+                let policy = PairLogProbs { chosen: sums[0], rejected: sums[1] };
+                let margin = preference.add(policy, reference[ranges[i].start + j], beta);
+                let (value, slope) = loss.at(margin, beta);
+                total += scale * value;
+                slopes[2 * j] = scale * slope * beta;
+                slopes[2 * j + 1] = -scale * slope * beta;
+            }
+            let weights = batch.targets.iter().map(|target| slopes[target.group as usize]);
+            (total, weights.collect())
+        })?;
+        let report = StepReport {
+            loss,
+            tokens: pairs.iter().map(TokenizedPair::num_tokens).sum(),
+            supervised_tokens: pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).sum(),
+            preference: Some(preference.mean(pairs.len())),
+            ..StepReport::default()
+        };
+        self.apply(gradient, learning_rate, report)
+    }
+
+    /// Sums loss and gradient over `batches`. `weigh(i, batch, scores)` yields the loss of batch `i`
+    /// and the derivative of the loss by each target's log-probability.
+    fn gradient(
+        &self,
+        batches: impl Iterator<Item = PackedBatch>,
+        mut weigh: impl FnMut(usize, &PackedBatch, &TargetScores) -> (f64, Vec<f64>),
+    ) -> Result<(f64, ParameterSet), TrainError> {
+        let lora = self.decoder.lora_tensors(&self.adapter)?;
+        let mut total: Option<ParameterSet> = None;
+        let mut loss = 0.0;
+        for (i, batch) in batches.enumerate() {
+            if batch.targets.is_empty() {
+                continue;
+            }
+            let options = PassOptions {
+                lora: Some(&lora),
+                dropout: self.dropout(i),
+                cancel: self.cancel.clone(),
+            };
+            let state = self.decoder.forward(&batch, &options)?;
+            let scores = self.decoder.score(&state, &batch.targets, true)?;
+            let (batch_loss, weights) = weigh(i, &batch, &scores);
+            loss += batch_loss;
+            let gradient = self.decoder.backward(&batch, state, scores, &weights, &options)?;
+            match &mut total {
+                None => total = Some(gradient),
+                Some(total) => total.zip_apply(&gradient, |sum, g| *sum += g)?,
+            }
+        }
+        Ok((loss, total.ok_or(TrainError::NothingSupervised)?))
+    }
+
+    /// Takes one optimiser step along `gradient`, with what the federated algorithm adds.
+    fn apply(
+        &mut self,
+        mut gradient: ParameterSet,
+        learning_rate: f64,
+        report: StepReport,
+    ) -> Result<StepReport, TrainError> {
+        let step = self.optimizer.steps + 1;
+        let proximal =
+            self.options.objective.add_gradient(&self.adapter.parameters, &mut gradient)?;
+        let loss = report.loss + proximal;
+        let grad_norm = gradient.l2_norm();
+        for (what, value) in [("loss", loss), ("gradient's norm", grad_norm)] {
+            if !value.is_finite() {
+                return Err(TrainError::Diverged { step, what, value });
+            }
+        }
+        if let Some(max) = self.options.max_grad_norm {
+            let factor = max / (grad_norm + 1e-6);
+            if factor < 1.0 {
+                for values in gradient.values_mut() {
+                    values.iter_mut().for_each(|g| *g = (f64::from(*g) * factor) as f32);
+                }
+            }
+        }
+        let parameters = &mut self.adapter.parameters;
+        self.optimizer.step(parameters, &gradient, learning_rate)?;
+        self.options.objective.after_step(parameters, learning_rate)?;
+        Ok(StepReport { loss, proximal, grad_norm, ..report })
+    }
+
+    /// Dropout of pass `pass` of the next step.
+    fn dropout(&self, pass: usize) -> Option<Dropout> {
+        let probability = self.adapter.config.dropout;
+        // Distinct seeds for distinct (seed, step, pass): odd multipliers are bijections of u64.
+        let seed = self
+            .options
+            .seed
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .wrapping_add(self.optimizer.steps.wrapping_mul(0xd134_2543_de82_ef95))
+            .wrapping_add(pass as u64);
+        (probability > 0.0).then_some(Dropout { probability, seed })
+    }
+}
+
+/// Divides sequences of these lengths, in order, into passes of at most `max_tokens` tokens; a longer
+/// sequence is a pass of its own.
+pub(super) fn passes(
+    lens: impl Iterator<Item = usize>,
+    max_tokens: usize,
+) -> impl Iterator<Item = Range<usize>> {
+    let mut lens = lens.enumerate().peekable();
+    std::iter::from_fn(move || {
+        let (start, mut tokens) = lens.next()?;
+        let mut end = start + 1;
+        while let Some((i, len)) = lens.next_if(|(_, len)| tokens + len <= max_tokens) {
+            tokens += len;
+            end = i + 1;
+        }
+        Some(start..end)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_hold_as_many_whole_sequences_as_fit() {
+        let ranges: Vec<_> = passes([3, 4, 9, 1, 1, 5].into_iter(), 7).collect();
+        assert_eq!(ranges, [0..2, 2..3, 3..6]);
+    }
+}
