@@ -14,6 +14,18 @@ pub enum Family {
     Qwen3,
 }
 
+impl Family {
+    /// The family's name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Llama => "Llama",
+            Family::Mistral => "Mistral",
+            Family::Qwen2 => "Qwen2",
+            Family::Qwen3 => "Qwen3",
+        }
+    }
+}
+
 /// How rotary frequencies are stretched for contexts longer than the model was first trained on.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -75,7 +87,82 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
 }
 
+/// No dimension of a decoder is near this; a larger one is an error in the file. Products of two
+/// dimensions therefore fit in 48 bits.
+const LARGEST_DIMENSION: usize = 1 << 24;
+
 impl ModelConfig {
+    /// Checks that the numbers describe a decoder: no size zero or absurdly large, whole groups of
+    /// heads, an even head width, positive finite constants.
+    ///
+    /// # Errors
+    /// The field that is wrong, by its name in `config.json`, and what is wrong with it.
+    pub fn validate(&self) -> Result<(), (&'static str, String)> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_layers),
+            ("num_attention_heads", self.num_heads),
+            ("num_key_value_heads", self.num_kv_heads),
+            ("head_dim", self.head_dim),
+        ];
+        for (field, size) in sizes {
+            if size == 0 || size > LARGEST_DIMENSION {
+                return Err((field, format!("is {size}, not between 1 and {LARGEST_DIMENSION}")));
+            }
+        }
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
+            let problem = format!(
+                "is {}, which does not divide the {} attention heads",
+                self.num_kv_heads, self.num_heads
+            );
+            return Err(("num_key_value_heads", problem));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(("head_dim", format!("is {}, rotary pairs need it even", self.head_dim)));
+        }
+        for (field, size) in [("query size", self.query_size()), ("key/value size", self.kv_size())]
+        {
+            if size > LARGEST_DIMENSION {
+                return Err(("head_dim", format!("gives a {field} of {size}")));
+            }
+        }
+        if self.max_context == 0 {
+            return Err(("max_position_embeddings", "is 0".to_owned()));
+        }
+        if self.sliding_window == Some(0) {
+            return Err(("sliding_window", "is 0; leave it out for no window".to_owned()));
+        }
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        if !positive(self.rms_norm_eps) {
+            return Err(("rms_norm_eps", format!("is {}, not positive", self.rms_norm_eps)));
+        }
+        if !positive(self.rope_theta) {
+            return Err(("rope_theta", format!("is {}, not positive", self.rope_theta)));
+        }
+        let stretching_makes_sense = match &self.rope_scaling {
+            RopeScaling::None => true,
+            RopeScaling::Linear { factor } => positive(*factor),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                positive(*factor)
+                    && positive(*low_freq_factor)
+                    && high_freq_factor.is_finite()
+                    && high_freq_factor > low_freq_factor
+                    && *original_context > 0
+            }
+            RopeScaling::PerFrequency(divisors) => {
+                divisors.len() == self.head_dim / 2
+                    && divisors.iter().all(|&divisor| positive(f64::from(divisor)))
+            }
+        };
+        if stretching_makes_sense {
+            Ok(())
+        } else {
+            Err(("rope_scaling", format!("{:?} makes no sense", self.rope_scaling)))
+        }
+    }
+
     /// Output features of the query projection.
     pub fn query_size(&self) -> usize {
         self.num_heads * self.head_dim

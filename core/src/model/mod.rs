@@ -2,13 +2,22 @@
 
 mod config;
 mod decoder;
+mod error;
+mod families;
+mod gguf;
+mod hf;
 mod layer;
+mod loaded;
 mod lora;
+mod names;
 mod packed;
+mod tensors;
 mod weights;
 
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use decoder::{Cache, CancelToken, Decoder, EngineError, ForwardState, PassOptions};
+pub use error::ModelError;
+pub use loaded::LoadedModel;
 pub use lora::{Dropout, LoraLayer, LoraPair, LoraTensors};
 pub use packed::{PackedBatch, TargetToken};
 pub use weights::{DecoderWeights, LayerWeights};

@@ -1,0 +1,109 @@
+//! A model as it lies on disk, opened.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use sha2::{Digest, Sha256};
+
+use super::config::ModelConfig;
+use super::error::ModelError;
+use super::gguf::GgufModel;
+use super::hf::{HfFolder, files_with_extension};
+use super::names::Naming;
+use super::weights::DecoderWeights;
+
+/// A frozen base model: hyperparameters and memory-mapped weights.
+#[derive(Debug)]
+pub struct LoadedModel {
+    /// Shape and constants.
+    pub config: ModelConfig,
+    /// The frozen tensors, in the formats of their files.
+    pub weights: DecoderWeights,
+    weight_files: Vec<PathBuf>,
+    content_hash: OnceLock<String>,
+}
+
+impl LoadedModel {
+    /// Opens a GGUF file, a Hugging Face folder (`config.json`, one or many `*.safetensors`), or a
+    /// folder that holds exactly one GGUF file.
+    ///
+    /// Only headers are read; the weights are mapped and paged in as they are used.
+    ///
+    /// # Errors
+    /// When a file is missing, malformed or cut off, or the model is none that can be computed.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if !path.is_dir() {
+            return Self::open_gguf(path);
+        }
+        if path.join("config.json").exists() {
+            return Self::open_hugging_face(path);
+        }
+        match files_with_extension(path, "gguf")?.as_slice() {
+            [file] => Self::open_gguf(file),
+            found => Err(ModelError::NotAModel {
+                path: path.to_owned(),
+                problem: format!(
+                    "the folder holds no config.json and {} GGUF files; name a GGUF file or a \
+                     Hugging Face folder",
+                    found.len()
+                ),
+            }),
+        }
+    }
+
+    fn open_hugging_face(folder: &Path) -> Result<Self, ModelError> {
+        let HfFolder { spec, config, tensors, weight_files } = HfFolder::open(folder)?;
+        let weights = spec.assemble(&config, Naming::HuggingFace, tensors)?;
+        Ok(Self { config, weights, weight_files, content_hash: OnceLock::new() })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, ModelError> {
+        let GgufModel { spec, config, tensors, header } = GgufModel::open(path)?;
+        let weights = spec.assemble(&config, Naming::Gguf, tensors)?;
+        let weight_files = vec![header.path().to_owned()];
+        Ok(Self { config, weights, weight_files, content_hash: OnceLock::new() })
+    }
+
+    /// The files that hold the weights, in the order of their names.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.weight_files
+    }
+
+    /// SHA-256 of the weight files, in hexadecimal: what `sha256sum` prints for one file, and for
+    /// many the SHA-256 of what it prints for all of them (`sha256sum *.safetensors | sha256sum`
+    /// in the folder). The first call reads the files; later ones remember.
+    ///
+    /// # Errors
+    /// When a file cannot be read any more.
+    pub fn content_hash(&self) -> Result<&str, ModelError> {
+        if let Some(hash) = self.content_hash.get() {
+            return Ok(hash);
+        }
+        let hash = match self.weight_files.as_slice() {
+            [file] => file_hash(file)?,
+            files => {
+                let mut listing = String::new();
+                for file in files {
+                    let name = file.file_name().unwrap_or_default().to_string_lossy();
+                    listing += &format!("{}  {name}\n", file_hash(file)?);
+                }
+                hexadecimal(Sha256::digest(listing))
+            }
+        };
+        Ok(self.content_hash.get_or_init(|| hash))
+    }
+}
+
+/// Reads through the file system, not the map: hashing should not page a model into this
+/// process's memory.
+fn file_hash(path: &Path) -> Result<String, ModelError> {
+    let mut hasher = Sha256::new();
+    let mut file = File::open(path).map_err(ModelError::io(path))?;
+    std::io::copy(&mut file, &mut hasher).map_err(ModelError::io(path))?;
+    Ok(hexadecimal(hasher.finalize()))
+}
+
+fn hexadecimal(digest: impl AsRef<[u8]>) -> String {
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
