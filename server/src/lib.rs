@@ -4,6 +4,7 @@
 //! panics there.
 #![deny(clippy::print_stdout)]
 
+pub mod aggregate;
 pub mod commands;
 pub mod evaluate;
 pub mod hub;

@@ -10,7 +10,7 @@ mod peft_config;
 mod tensor_file;
 
 pub use lora::{LoraConfig, LoraConfigError, Target};
-pub use parameters::{LayoutMismatch, Parameter, ParameterSet};
+pub use parameters::{Layout, LayoutMismatch, Parameter, ParameterSet};
 pub use peft::{Adapter, AdapterError, CONFIG_FILE, TENSORS_FILE, read_parameters, write_folder};
 pub use peft_config::PeftConfigError;
 pub use tensor_file::TensorFileError;
