@@ -309,8 +309,7 @@ impl Decoder {
     ) -> Result<Tensor, EngineError> {
         let before = cache.len()?;
         let positions: Vec<u32> = (before..before + ids.len()).map(|p| p as u32).collect();
-        let segment = Segment { queries: 0..ids.len(), own: before, prefix: 0..before };
-        let segments = [segment];
+        let segments = [after_cache(before, &Segment::sequence(0..ids.len()))];
         let rotation = self.rotation(&positions)?;
         let mut x = self.embed(ids)?;
         let mut appended = Vec::with_capacity(self.layers.len());
@@ -345,15 +344,8 @@ impl Decoder {
         let before = cache.len()?;
         let positions: Vec<u32> =
             batch.positions.iter().map(|&position| position + before as u32).collect();
-        let segments: Vec<Segment> = batch
-            .segments
-            .iter()
-            .map(|segment| Segment {
-                queries: segment.queries.clone(),
-                own: before + segment.own,
-                prefix: 0..before,
-            })
-            .collect();
+        let segments: Vec<Segment> =
+            batch.segments.iter().map(|segment| after_cache(before, segment)).collect();
         let rotation = self.rotation(&positions)?;
         let mut x = self.embed(&batch.ids)?;
         for (i, layer) in self.layers.iter().enumerate() {
@@ -425,6 +417,17 @@ impl Decoder {
             }
         };
         Ok(Rotation { cos: table(cos)?, sin: table(sin)? })
+    }
+}
+
+/// A segment whose keys lie behind the `before` rows of a cache, all of which it sees first.
+fn after_cache(before: usize, segment: &Segment) -> Segment {
+    let shifted = |rows: &std::ops::Range<usize>| rows.start + before..rows.end + before;
+    let cached = (before > 0).then_some(0..before);
+    Segment {
+        queries: segment.queries.clone(),
+        context: cached.into_iter().chain(segment.context.iter().map(shifted)).collect(),
+        keys: shifted(&segment.keys),
     }
 }
 

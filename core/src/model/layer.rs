@@ -85,6 +85,7 @@ impl Layer {
                 heads: config.num_heads,
                 kv_heads: config.num_kv_heads,
                 head_dim: config.head_dim,
+                scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
                 window: config.window(index),
             },
             projections: [

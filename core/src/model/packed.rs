@@ -98,7 +98,8 @@ impl PackedBatch {
             let positions = first_position..first_position + ids.len();
             self.positions.extend(positions.map(|position| position as u32));
             let queries = first..first + ids.len();
-            self.segments.push(Segment { own: first, queries, prefix });
+            let context = if prefix.is_empty() { Vec::new() } else { vec![prefix] };
+            self.segments.push(Segment { keys: queries.clone(), queries, context });
         }
         first
     }
@@ -119,7 +120,7 @@ mod tests {
         assert_eq!(batch.ids, [1, 2, 3, 4]);
         assert_eq!(batch.positions, [0, 1, 2, 3]);
         assert_eq!(batch.segments.len(), 2);
-        assert_eq!(batch.segments[1].prefix, 0..3);
+        assert_eq!(batch.segments[1].context.first(), Some(&(0..3)));
         let targets: Vec<_> = batch.targets.iter().map(|t| (t.row, t.token, t.group)).collect();
         assert_eq!(targets, [(2, 4, 0), (3, 5, 0), (2, 6, 1)]);
     }

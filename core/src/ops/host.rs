@@ -3,23 +3,20 @@
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
 use super::{
-    Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, TensorOps, Transpose,
-    score_chunk,
+    Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, Transpose, score_chunk,
 };
-use crate::kernels::{self, Output, Precision, View};
+use crate::kernels::{self, HeadChunk, Output, Precision, View};
 
 /// The operations on the processor.
 #[derive(Debug, Clone)]
 pub struct HostOps {
     precision: Precision,
-    /// Where candle's own operation serves as well as a kernel would.
-    tensor: TensorOps,
 }
 
 impl HostOps {
     /// Operations whose products with frozen weights round their inputs as `precision` says.
     pub fn new(precision: Precision) -> Self {
-        Self { precision, tensor: TensorOps::new(&Device::Cpu) }
+        Self { precision }
     }
 }
 
@@ -32,6 +29,11 @@ fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
         candle_core::bail!("host operations need contiguous f32 tensors on the processor")
     };
     Ok(f(&values[start..end]))
+}
+
+/// Calls `f` with the values of two tensors on the processor.
+fn read2<R>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> R) -> Result<R> {
+    read(a, |a| read(b, |b| f(a, b)))?
 }
 
 struct InPlace<F>(F);
@@ -136,7 +138,12 @@ impl Ops for HostOps {
     }
 
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
-        self.tensor.rms_norm(x, gain, eps)
+        let mut inverse_rms = vec![0.0; x.elem_count() / gain.elem_count()];
+        let mut y = vec![0.0; x.elem_count()];
+        read2(x, gain, |x, gain| {
+            kernels::rms_norm(x, gain, eps as f32, &mut y, &mut inverse_rms);
+        })?;
+        Tensor::from_vec(y, x.shape(), &Device::Cpu)
     }
 
     fn rms_norm_back(
@@ -147,7 +154,19 @@ impl Ops for HostOps {
         dy: &Tensor,
         onto: Option<Tensor>,
     ) -> Result<Tensor> {
-        self.tensor.rms_norm_back(x, gain, eps, dy, onto)
+        // One pass over a row costs less than keeping its scale from the forward pass.
+        let inverse_rms = read(x, |x| {
+            let rows = x.chunks_exact(gain.elem_count());
+            rows.map(|row| inverse_rms(row, eps)).collect::<Vec<f32>>()
+        })?;
+        read2(x, gain, |x, gain| {
+            read(dy, |dy| {
+                write(onto, dy_shape(x, gain), |dx, output| {
+                    kernels::rms_norm_backward(x, gain, &inverse_rms, dy, dx, output);
+                })
+            })?
+        })??
+        .reshape(x.shape())
     }
 
     fn rotate(
@@ -157,7 +176,18 @@ impl Ops for HostOps {
         rotation: &Rotation,
         inverse: bool,
     ) -> Result<Tensor> {
-        self.tensor.rotate(x, head_dim, rotation, inverse)
+        let way = match inverse {
+            false => kernels::Rotation::Forward,
+            true => kernels::Rotation::Inverse,
+        };
+        // The tables hold a row for each token rather than for each position.
+        let rows: Vec<u32> = (0..x.dims2()?.0 as u32).collect();
+        read2(&rotation.cos, &rotation.sin, |cos, sin| {
+            x.inplace_op1(&InPlace(|x: &mut [f32]| {
+                kernels::rotary(x, head_dim, &rows, cos, sin, way);
+            }))
+        })??;
+        Ok(x)
     }
 
     fn attend(
@@ -168,7 +198,18 @@ impl Ops for HostOps {
         shape: AttentionShape,
         segments: &[Segment],
     ) -> Result<Attended> {
-        self.tensor.attend(q, k, v, shape, segments)
+        let (tokens, width) = q.dims2()?;
+        let mut output = vec![0.0; tokens * width];
+        let mut log_sum_exp = vec![0.0; tokens * shape.heads];
+        read2(k, v, |k, v| {
+            read(q, |q| {
+                kernels::attention(&shape, segments, q, k, v, &mut output, &mut log_sum_exp);
+            })
+        })??;
+        Ok(Attended {
+            output: Tensor::from_vec(output, (tokens, width), &Device::Cpu)?,
+            log_sum_exp: Tensor::from_vec(log_sum_exp, (tokens, shape.heads), &Device::Cpu)?,
+        })
     }
 
     fn attend_back(
@@ -181,15 +222,51 @@ impl Ops for HostOps {
         shape: AttentionShape,
         segments: &[Segment],
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        self.tensor.attend_back(q, k, v, attended, d_output, shape, segments)
+        let mut gradients = [q, k, v].map(|input| vec![0.0; input.elem_count()]);
+        let [dq, dk, dv] = &mut gradients;
+        read2(k, v, |k, v| {
+            read2(&attended.output, &attended.log_sum_exp, |output, log_sum_exp| {
+                read2(q, d_output, |q, d_output| {
+                    kernels::attention_backward(
+                        &shape,
+                        segments,
+                        q,
+                        k,
+                        v,
+                        output,
+                        log_sum_exp,
+                        d_output,
+                        dq,
+                        dk,
+                        dv,
+                    );
+                })
+            })?
+        })??;
+        let [dq, dk, dv] = gradients;
+        Ok((
+            Tensor::from_vec(dq, q.shape(), &Device::Cpu)?,
+            Tensor::from_vec(dk, k.shape(), &Device::Cpu)?,
+            Tensor::from_vec(dv, v.shape(), &Device::Cpu)?,
+        ))
     }
 
     fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        self.tensor.swiglu(gate, up)
+        let mut y = vec![0.0; gate.elem_count()];
+        read2(gate, up, |gate, up| kernels::swiglu(gate, up, &mut y))?;
+        Tensor::from_vec(y, gate.shape(), &Device::Cpu)
     }
 
     fn swiglu_back(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.tensor.swiglu_back(gate, up, dy)
+        let mut d_gate = vec![0.0; gate.elem_count()];
+        let mut d_up = vec![0.0; gate.elem_count()];
+        read2(gate, up, |gate, up| {
+            read(dy, |dy| kernels::swiglu_backward(gate, up, dy, &mut d_gate, &mut d_up))
+        })??;
+        Ok((
+            Tensor::from_vec(d_gate, gate.shape(), &Device::Cpu)?,
+            Tensor::from_vec(d_up, gate.shape(), &Device::Cpu)?,
+        ))
     }
 
     fn score(
@@ -200,39 +277,21 @@ impl Ops for HostOps {
         with_gradient: bool,
     ) -> Result<TargetScores> {
         let head = head.host()?;
-        let (vocabulary, hidden) = (head.rows(), head.cols());
-        let chunk = score_chunk(vocabulary).min(targets.len().max(1));
-        let mut logits = vec![0.0; chunk * vocabulary];
-        let mut scores =
-            TargetScores { log_probs: Vec::new(), correct: Vec::new(), gradient: None };
-        let mut gradient = vec![0.0; if with_gradient { targets.len() * hidden } else { 0 }];
-        read(x, |x| {
-            for (i, tokens) in targets.chunks(chunk).enumerate() {
-                let (m, first) = (tokens.len(), i * chunk);
-                let logits = &mut logits[..m * vocabulary];
-                let x = &x[first * hidden..(first + m) * hidden];
-                let rows = 0..vocabulary;
-                let overwrite = Output::Overwrite;
-                kernels::frozen_matmul(x, m, head, rows.clone(), logits, overwrite, self.precision);
-                for (logits, &token) in logits.chunks_exact_mut(vocabulary).zip(tokens) {
-                    let (log_prob, correct) = log_softmax_at(logits, token as usize, with_gradient);
-                    scores.log_probs.push(log_prob);
-                    scores.correct.push(correct);
-                }
-                if with_gradient {
-                    let dx = &mut gradient[first * hidden..(first + m) * hidden];
-                    let precision = self.precision;
-                    kernels::frozen_matmul_transposed(
-                        logits, m, head, rows, dx, overwrite, precision,
-                    );
-                }
-            }
+        let chunk = HeadChunk { positions: score_chunk(head.rows()), columns: head.rows() };
+        // A loss of −weight · log p whose weight is −1 has the gradient of log p.
+        let weights = vec![-1.0; targets.len()];
+        let mut gradient = with_gradient.then(|| vec![0.0; x.elem_count()]);
+        let rows = read(x, |x| {
+            let gradient = gradient.as_deref_mut();
+            let precision = self.precision;
+            kernels::linear_cross_entropy(x, head, targets, &weights, gradient, chunk, precision)
         })?;
-        if with_gradient {
-            let shape = (targets.len(), hidden);
-            scores.gradient = Some(Tensor::from_vec(gradient, shape, &Device::Cpu)?);
-        }
-        Ok(scores)
+        let gradient = gradient.map(|gradient| Tensor::from_vec(gradient, x.shape(), &Device::Cpu));
+        Ok(TargetScores {
+            log_probs: rows.iter().map(|row| f64::from(row.log_probability())).collect(),
+            correct: rows.iter().zip(targets).map(|(row, &t)| row.predicted() == t).collect(),
+            gradient: gradient.transpose()?,
+        })
     }
 }
 
@@ -241,30 +300,11 @@ fn view(values: &[f32], (rows, cols): (usize, usize), transpose: Transpose) -> V
     if transpose == Transpose::Yes { view.t() } else { view }
 }
 
-/// Log-probability of `token` under a row of logits and whether it is the likeliest; where the
-/// gradient is wanted the row becomes `onehot(token) − softmax`.
-fn log_softmax_at(logits: &mut [f32], token: usize, with_gradient: bool) -> (f64, bool) {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = i;
-        }
-    }
-    let max = logits[best];
-    let chosen = f64::from(logits[token]);
-    let mut sum = 0f64;
-    if with_gradient {
-        for logit in logits.iter_mut() {
-            *logit = (*logit - max).exp();
-            sum += f64::from(*logit);
-        }
-        let scale = (-1.0 / sum) as f32;
-        for value in logits.iter_mut() {
-            *value *= scale;
-        }
-        logits[token] += 1.0;
-    } else {
-        sum = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-    }
-    (chosen - f64::from(max) - sum.ln(), best == token)
+fn dy_shape(x: &[f32], gain: &[f32]) -> (usize, usize) {
+    (x.len() / gain.len(), gain.len())
+}
+
+fn inverse_rms(row: &[f32], eps: f64) -> f32 {
+    let squares: f64 = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+    (1.0 / (squares / row.len() as f64 + eps).sqrt()) as f32
 }

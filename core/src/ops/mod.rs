@@ -11,28 +11,15 @@
 
 mod frozen;
 mod host;
-mod segments;
 mod tensor;
 
 use candle_core::{Result, Tensor};
 
+pub use crate::kernels::{AttentionShape, Segment};
+
 pub use frozen::Frozen;
 pub use host::HostOps;
-pub use segments::Segment;
 pub use tensor::TensorOps;
-
-/// Widths and scaling of an attention.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionShape {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`. Query head `h` reads key head `h / (heads/kv_heads)`.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// A token attends to itself and at most `window - 1` tokens before it.
-    pub window: Option<usize>,
-}
 
 /// Rotary angles of a batch's tokens: `cos` and `sin` are `[tokens, head_dim / 2]`.
 #[derive(Debug, Clone)]
@@ -116,9 +103,9 @@ pub trait Ops: Send + Sync {
         inverse: bool,
     ) -> Result<Tensor>;
 
-    /// Causal attention within each segment: `softmax(q·kᵀ/√head_dim)·v`. `q` is `[T, heads ·
+    /// Causal attention within each segment: `softmax(scale · q·kᵀ)·v`. `q` is `[T, heads ·
     /// head_dim]`; `k` and `v` are `[K, kv_heads · head_dim]`, where K may exceed T by the rows of a
-    /// cache that segments name as their prefix.
+    /// cache that segments name as their context.
     fn attend(
         &self,
         q: &Tensor,
@@ -129,7 +116,7 @@ pub trait Ops: Send + Sync {
     ) -> Result<Attended>;
 
     /// `(dq, dk, dv)` of [`Ops::attend`]. With `p` the softmax, `dv = pᵀ·do`, `ds = p ∘ (do·vᵀ −
-    /// Σ do∘o)`, `dq = ds·k/√d`, `dk = dsᵀ·q/√d`.
+    /// Σ do∘o)`, `dq = scale · ds·k`, `dk = scale · dsᵀ·q`.
     #[allow(clippy::too_many_arguments)]
     fn attend_back(
         &self,

@@ -89,8 +89,9 @@ impl TensorOps {
         segment: &Segment,
     ) -> Result<SegmentPass> {
         let groups = shape.heads / shape.kv_heads;
-        let scale = 1.0 / (shape.head_dim as f64).sqrt();
-        let keys = self.indices(segment.prefix.clone().chain(segment.own_keys()))?;
+        let scale = f64::from(shape.scale);
+        let rows = segment.context.iter().cloned().flatten().chain(segment.keys.clone());
+        let keys = self.indices(rows)?;
         let q = q.narrow(0, segment.queries.start, segment.queries.len())?;
         let q = wide(&by_head(&q, shape.heads)?)?;
         let k = wide(&by_head(&k.index_select(&keys, 0)?, shape.kv_heads)?)?;
@@ -106,8 +107,9 @@ impl TensorOps {
 
     /// 0 where a query may look, minus infinity elsewhere: `[queries, keys]`.
     fn mask(&self, segment: &Segment, window: Option<usize>, dtype: DType) -> Result<Tensor> {
-        let (before, queries) = (segment.prefix.len(), segment.queries.len());
-        let keys = segment.num_keys();
+        let before: usize = segment.context.iter().map(|rows| rows.len()).sum();
+        let queries = segment.queries.len();
+        let keys = before + queries;
         let mut mask = Vec::with_capacity(queries * keys);
         for query in before..before + queries {
             mask.extend((0..keys).map(|key| {
