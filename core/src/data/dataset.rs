@@ -69,6 +69,11 @@ pub enum DatasetError {
         /// Number of sets.
         count: usize,
     },
+    /// Files for the set that is part of the program.
+    #[error(
+        "the demo set is part of the program and reads no file; for rows of your own choose the data set instruction, chat or preference"
+    )]
+    FilesForDemo,
     /// Sets to learn answers from and sets of preferences in one.
     #[error(
         "\"{first}\" and \"{second}\" cannot be mixed: one holds preference pairs and the other does not"
@@ -132,14 +137,6 @@ pub enum DatasetError {
         /// Why.
         source: EncodeError,
     },
-    /// The template cannot hold a row.
-    #[error("{location}: {source}")]
-    Template {
-        /// File and line of the first such row.
-        location: String,
-        /// Why.
-        source: EncodeError,
-    },
 }
 
 fn known_names() -> String {
@@ -177,7 +174,8 @@ impl std::fmt::Display for Skipped {
         }
         for (i, (reason, count, first)) in self.by_reason().enumerate() {
             let separator = if i == 0 { "" } else { "; " };
-            write!(f, "{separator}{count} rows skipped because {reason}, the first at {first}")?;
+            let rows = if count == 1 { "row" } else { "rows" };
+            write!(f, "{separator}{count} {rows} skipped because {reason}, the first at {first}")?;
         }
         Ok(())
     }
@@ -269,6 +267,9 @@ impl Dataset {
             return Err(DatasetError::MappingNotAllowed { name });
         }
         if set.embedded {
+            if !source.files.is_empty() {
+                return Err(DatasetError::FilesForDemo);
+            }
             return self.add_demo(set);
         }
         let files: Vec<(PathBuf, Format, String)> = if !source.files.is_empty() {
@@ -396,7 +397,7 @@ impl Dataset {
     /// When it cannot, with file and line of the first row.
     pub fn check_template(&self, template: Template) -> Result<(), DatasetError> {
         match (&self.several_turns, template) {
-            (Some(location), Template::Alpaca) => Err(DatasetError::Template {
+            (Some(location), Template::Alpaca) => Err(DatasetError::Encode {
                 location: location.clone(),
                 source: EncodeError::SeveralTurns,
             }),
