@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::evaluate::sandbox::confined_main;
+
 pub use context::{Context, GlobalArgs};
 pub use error::{CommandError, CommandResult};
 
@@ -48,6 +50,10 @@ fn dispatch(command: Command, ctx: &Context) -> CommandResult {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // Before anything else: the launcher must have one thread only.
+    if let Some(code) = confined_main() {
+        return code;
+    }
     error::report_panics();
     let cli = Cli::parse();
     let outcome = panic::catch_unwind(|| {
