@@ -12,6 +12,7 @@ pub mod client;
 pub mod data;
 pub mod device;
 pub mod files;
+pub mod generate;
 pub mod kernels;
 pub mod model;
 pub mod ops;
