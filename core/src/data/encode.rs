@@ -192,8 +192,11 @@ impl<'t> Encoder<'t> {
         Ok(ids)
     }
 
-    /// The text up to the answer that follows `messages`.
-    fn prompt_text(&self, messages: &[Message]) -> Result<String, EncodeError> {
+    /// The text that the model reads before it answers the last of `messages`.
+    ///
+    /// # Errors
+    /// When the template cannot hold the conversation.
+    pub fn prompt_text(&self, messages: &[Message]) -> Result<String, EncodeError> {
         match self.template {
             Template::Alpaca => template::alpaca_prompt(messages).ok_or(EncodeError::SeveralTurns),
             Template::Vicuna => Ok(template::vicuna_prompt(messages)),

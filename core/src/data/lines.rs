@@ -150,6 +150,30 @@ pub(super) struct Line {
     pub offset: u64,
 }
 
+/// The lines of a JSON Lines file that are not blank, each with its number (from 1), for rows of
+/// forms that a [`Dataset`](super::Dataset) does not know.
+pub struct TextLines(LineReader);
+
+impl TextLines {
+    /// Opens the file at `path`: plain, gzip or zstd.
+    ///
+    /// # Errors
+    /// When it cannot be opened or holds no text.
+    pub fn open(path: &Path) -> Result<Self, ReadError> {
+        LineReader::open(path).map(Self)
+    }
+}
+
+impl Iterator for TextLines {
+    type Item = Result<(u64, String), ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut text = String::new();
+        let line = self.0.next_line(&mut text).transpose()?;
+        Some(line.map(|line| (line.number, text)))
+    }
+}
+
 /// Reads a file line by line.
 pub(super) struct LineReader {
     path: PathBuf,

@@ -29,7 +29,7 @@ pub use example::{TokenizedExample, TokenizedPair};
 pub use finance::{NEWS_INSTRUCTION, Sentiment, TWEET_INSTRUCTION};
 pub use format::{RowFault, SkipReason};
 pub use holdout::{HoldOut, HoldOutError, Split};
-pub use lines::{MAX_LINE_BYTES, ReadError};
+pub use lines::{MAX_LINE_BYTES, ReadError, TextLines};
 pub use mapping::{FieldMap, FieldMapError};
 pub use partition::{Partition, PartitionError, PartitionNameError, Shard};
 pub use record::{Content, Message, Record, Role};

@@ -1,0 +1,10 @@
+//! Programs that a model wrote: from an answer to a whole program, and from a program to passed or
+//! failed.
+
+mod body;
+mod runner;
+mod toolchain;
+
+pub use body::{body_in_braces, completion_of};
+pub use runner::{ProgramRunner, RunResult};
+pub use toolchain::Language;

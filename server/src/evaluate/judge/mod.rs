@@ -1,0 +1,98 @@
+//! Opinions about free answers: from an endpoint of OpenAI's interface, or from a local model.
+
+mod endpoint;
+mod opinion;
+
+pub use endpoint::{Endpoint, EndpointOptions};
+pub use opinion::{rating, verdict_bit};
+
+use fleetune_core::data::{Message, Role, Template};
+
+use super::model::{GenerateOptions, GenerateRequest, LanguageModel, ModelError};
+
+/// Longest opinion, in tokens; MT-Bench's own setting.
+const MAX_TOKENS: usize = 2048;
+
+/// No opinion could be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JudgeError {
+    /// The endpoint did not answer, whatever the patience.
+    #[error(
+        "the judge at {url} failed {attempts} times, at last with: {problem}. Answers and opinions so far are kept: run the same command again to go on"
+    )]
+    Unreachable {
+        /// The endpoint.
+        url: String,
+        /// How often it was asked.
+        attempts: u32,
+        /// What it said last.
+        problem: String,
+    },
+    /// The endpoint refuses the request, and would again.
+    #[error(
+        "the judge at {url} refuses the request ({problem}): check --judge-url, --judge-model and the key in FLEETUNE_JUDGE_KEY"
+    )]
+    Refused {
+        /// The endpoint.
+        url: String,
+        /// What it said.
+        problem: String,
+    },
+    /// The local judge failed.
+    #[error("the judging model failed: {0}")]
+    Local(#[from] ModelError),
+}
+
+/// Somebody who gives opinions.
+pub trait Judge: Send {
+    /// Who it is: opinions of different judges are never mixed.
+    fn name(&self) -> String;
+
+    /// The judge's answer to a message, with a system message before it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    fn ask(&mut self, system: &str, message: &str) -> Result<String, JudgeError>;
+}
+
+/// A local model as judge.
+pub struct LocalJudge<M> {
+    model: M,
+}
+
+impl<M: LanguageModel> LocalJudge<M> {
+    /// Lets `model` judge, in its own chat template and without chance.
+    pub fn new(model: M) -> Self {
+        Self { model }
+    }
+}
+
+impl<M: LanguageModel + Send> Judge for LocalJudge<M> {
+    fn name(&self) -> String {
+        let identity = self.model.identity();
+        match identity.adapter {
+            Some(adapter) => format!("{} with {adapter}", identity.model),
+            None => identity.model,
+        }
+    }
+
+    fn ask(&mut self, system: &str, message: &str) -> Result<String, JudgeError> {
+        let mut messages = Vec::new();
+        if !system.is_empty() {
+            messages.push(Message::new(Role::System, system));
+        }
+        messages.push(Message::new(Role::User, message));
+        let text = self.model.render(Template::Chat, &messages)?;
+        let mut prompt = self.model.encode(&text, true)?;
+        let room = self.model.max_tokens().saturating_sub(prompt.len());
+        // A question too long for the judge loses its beginning, never the request at its end.
+        let max_tokens = MAX_TOKENS.min(room.max(self.model.max_tokens() / 4)).max(1);
+        let kept = self.model.max_tokens().saturating_sub(max_tokens).max(1);
+        prompt.drain(..prompt.len().saturating_sub(kept));
+        let options =
+            GenerateOptions { max_tokens, stop: Vec::new(), temperature: 0.0, samples: 1, seed: 0 };
+        let mut answers = self.model.generate(&[GenerateRequest { prompt, options }])?;
+        Ok(answers.pop().and_then(|mut samples| samples.pop()).unwrap_or_default())
+    }
+}

@@ -1,0 +1,110 @@
+//! What a suite needs of a language model, and no more.
+//!
+//! The seam between evaluation and engine: suites and runner know this trait only, so they are
+//! tested against a model that a test makes up, and the engine is free in how it shares prefixes,
+//! caches keys and values, and batches.
+
+use fleetune_core::data::{EncodeError, Message, Template};
+use serde::{Deserialize, Serialize};
+
+use super::metrics::TokenTally;
+
+/// Which model an evaluation was of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The model as the user named it.
+    pub model: String,
+    /// SHA-256 of its weights file or files.
+    pub model_sha256: String,
+    /// The adapter's folder, if one is applied.
+    pub adapter: Option<String>,
+    /// SHA-256 of the adapter's tensors.
+    pub adapter_sha256: Option<String>,
+}
+
+/// Continuations of one prefix, to be scored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScoreRequest {
+    /// Token ids that come first; at least one.
+    pub prefix: Vec<u32>,
+    /// Token ids of each continuation; at least one each.
+    pub continuations: Vec<Vec<u32>>,
+}
+
+/// One prompt to be continued by the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateRequest {
+    /// Token ids of the prompt; at least one.
+    pub prompt: Vec<u32>,
+    /// How to continue.
+    pub options: GenerateOptions,
+}
+
+/// How a model continues a prompt. It always stops at the end of its turn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GenerateOptions {
+    /// Most tokens to write.
+    pub max_tokens: usize,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// 0 always takes the likeliest token.
+    pub temperature: f64,
+    /// Independent answers to draw.
+    pub samples: usize,
+    /// Where the chance comes from.
+    pub seed: u64,
+}
+
+/// Why a model could not answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// What is asked needs more tokens than the model takes.
+    #[error("{needed} tokens are needed, but the model takes {limit}: ask for fewer --shots")]
+    TooLong {
+        /// Tokens needed.
+        needed: usize,
+        /// Tokens the model takes.
+        limit: usize,
+    },
+    /// A text cannot be tokenised, or a template cannot hold a conversation.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] anyhow::Error),
+}
+
+/// A language model that can be asked.
+pub trait LanguageModel {
+    /// Which model this is.
+    fn identity(&self) -> Identity;
+
+    /// Longest sequence of prompt and answer, in tokens.
+    fn max_tokens(&self) -> usize;
+
+    /// Token ids of a text. `start` adds the tokens that the model expects before a text (its
+    /// beginning-of-text token, if it has one and the text does not begin with it).
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    fn encode(&self, text: &str, start: bool) -> Result<Vec<u32>, ModelError>;
+
+    /// What the model reads before it answers the last of `messages`.
+    ///
+    /// # Errors
+    /// When the template cannot hold the conversation, or the model has none of its own.
+    fn render(&self, template: Template, messages: &[Message]) -> Result<String, ModelError>;
+
+    /// For each request, for each of its continuations, the tally of the continuation's tokens.
+    ///
+    /// # Errors
+    /// When a sequence is too long, or the engine fails.
+    fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<Vec<TokenTally>>, ModelError>;
+
+    /// For each request, as many answers as it asks for.
+    ///
+    /// # Errors
+    /// When a prompt leaves no room for an answer, or the engine fails.
+    fn generate(&mut self, requests: &[GenerateRequest]) -> Result<Vec<Vec<String>>, ModelError>;
+}

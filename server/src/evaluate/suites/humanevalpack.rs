@@ -1,0 +1,252 @@
+//! HumanEvalPack: write, mend and explain functions in six languages.
+
+use serde::Deserialize;
+
+use super::humaneval::{pass_metrics, passed, temperature};
+use crate::evaluate::code::{Language, body_in_braces, completion_of};
+use crate::evaluate::data::DataFolder;
+use crate::evaluate::suite::{
+    Asking, Card, GradeError, Graded, Grader, Item, Metric, Prompt, Question, Scoring, Suite,
+    SuiteError, SuiteOptions, Tools, Verdict, Wrapping, Writing,
+};
+
+/// What is asked about a function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HumanEvalPack {
+    /// Write it from its description.
+    Synthesize,
+    /// Mend it.
+    Fix,
+    /// Describe it, then write it from that description alone.
+    Explain,
+}
+
+#[derive(Clone, Deserialize)]
+struct Row {
+    task_id: String,
+    prompt: String,
+    declaration: String,
+    canonical_solution: String,
+    buggy_solution: String,
+    test: String,
+    entry_point: String,
+    instruction: String,
+    docstring: String,
+    #[serde(default)]
+    import: String,
+    #[serde(default)]
+    test_setup: String,
+}
+
+/// Go packages that solutions may use; only those used may be imported.
+const GO_PACKAGES: [&str; 10] = [
+    "bytes",
+    "crypto/md5",
+    "fmt",
+    "math",
+    "math/rand",
+    "regexp",
+    "sort",
+    "strconv",
+    "strings",
+    "time",
+];
+
+/// What Python solutions may use without importing it.
+const PYTHON_IMPORTS: &str = "import collections, copy, datetime, functools, hashlib, heapq, \
+    itertools, math, re, string, sys\nfrom typing import *\nfrom collections import *\n";
+
+/// Headers that C++ solutions may use without including them.
+const CPP_HEADERS: &str = "#include <bits/stdc++.h>\nusing namespace std;\n";
+
+/// A function in one language.
+struct Program {
+    language: Language,
+    row: Row,
+}
+
+impl Program {
+    /// The whole program with `completion` as the function's body.
+    fn whole(&self, completion: &str) -> String {
+        let Row { declaration, test, .. } = &self.row;
+        match self.language {
+            Language::Python => format!("{PYTHON_IMPORTS}{declaration}{completion}\n{test}"),
+            Language::JavaScript | Language::Rust => format!("{declaration}{completion}\n{test}"),
+            Language::Java => {
+                // The body may end the class too, as the reference solution does.
+                let open = completion.matches('{').count() + 2 > completion.matches('}').count();
+                let close = if open { "\n}" } else { "" };
+                format!("{declaration}{completion}{close}\n{test}")
+            }
+            Language::Cpp => format!("{CPP_HEADERS}{declaration}{completion}\n{test}"),
+            Language::Go => self.whole_go(completion),
+        }
+    }
+
+    /// Go refuses imports that are not used and wants all of them at the top. Helper functions stand
+    /// in the prompt only, not in the declaration.
+    fn whole_go(&self, completion: &str) -> String {
+        let Row { prompt, import, test, test_setup, .. } = &self.row;
+        let code = format!("{}{completion}\n{test}", prompt.replacen(import.as_str(), "", 1));
+        let used = GO_PACKAGES.iter().filter(|package| {
+            let name = package.rsplit('/').next().unwrap_or(package);
+            code.contains(&format!("{name}.")) && !test_setup.contains(&format!("\"{package}\""))
+        });
+        let imports: String = used.map(|package| format!("import \"{package}\"\n")).collect();
+        format!("{test_setup}\n{imports}\n{code}")
+    }
+
+    /// The function's body in an answer.
+    fn completion(&self, answer: &str) -> String {
+        let completion = completion_of(answer, &self.row.entry_point);
+        match self.language {
+            Language::Python => completion.to_owned(),
+            _ => body_in_braces(completion).to_owned(),
+        }
+    }
+}
+
+impl Grader for Program {
+    fn grade(&self, answers: &[String], tools: &mut Tools) -> Result<Verdict, GradeError> {
+        let programs = answers.iter().map(|answer| self.whole(&self.completion(answer)));
+        let reference = self.whole(&self.row.canonical_solution);
+        passed(self.language, programs, &reference, tools)
+    }
+}
+
+/// Grades the last answer only: the one before is the description.
+struct LastOf(Program);
+
+impl Grader for LastOf {
+    fn grade(&self, answers: &[String], tools: &mut Tools) -> Result<Verdict, GradeError> {
+        self.0.grade(&answers[answers.len().saturating_sub(1)..], tools)
+    }
+}
+
+/// OctoPack's question: the model continues the function's declaration.
+fn ask(question: &str, declaration: &str) -> Prompt {
+    Prompt {
+        plain: format!("Question: {question}\n\nAnswer:\n{declaration}"),
+        message: format!(
+            "{question}\n\nAnswer with the whole function in a code block, beginning with:\n```\n\
+             {}\n```",
+            declaration.trim_end()
+        ),
+    }
+}
+
+impl HumanEvalPack {
+    fn asking(self, language: Language, row: &Row) -> Asking {
+        let Row { declaration, .. } = row;
+        match self {
+            Self::Synthesize => Asking::Once(ask(&row.instruction, declaration)),
+            Self::Fix => {
+                let question = format!(
+                    "{declaration}{}\n{}\nFix bugs in {}.",
+                    row.buggy_solution, row.test, row.entry_point
+                );
+                Asking::Once(ask(&question, declaration))
+            }
+            Self::Explain => {
+                let question = format!(
+                    "{declaration}{}\nProvide a concise natural language description of the function \
+                     using at most {} characters.",
+                    row.canonical_solution,
+                    row.docstring.chars().count()
+                );
+                let prompt = Prompt {
+                    plain: format!("Question: {question}\n\nAnswer:\n"),
+                    message: question,
+                };
+                let declaration = declaration.clone();
+                let limit = row.docstring.chars().count();
+                Asking::Then(
+                    prompt,
+                    Box::new(move |description| {
+                        let description: String = description.trim().chars().take(limit).collect();
+                        let language = language.name();
+                        let question = format!(
+                            "{description}\nWrite functional code in {language} according to the \
+                             description."
+                        );
+                        ask(&question, &declaration)
+                    }),
+                )
+            }
+        }
+    }
+}
+
+/// Texts that begin something after the function.
+fn stops(language: Language) -> Vec<String> {
+    let stops: &[&str] = match language {
+        Language::Python => &["\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\nassert"],
+        Language::JavaScript => &["\nfunction ", "\nconsole.", "\nconst test"],
+        Language::Java => &["\npublic class", "\nclass "],
+        Language::Go => &["\nfunc ", "\ntype "],
+        Language::Cpp => &["\nint main"],
+        Language::Rust => &["\nfn ", "\n#[", "\nmod "],
+    };
+    let stops = stops.iter().chain(&["\nQuestion:"]);
+    stops.map(|stop| (*stop).to_owned()).collect()
+}
+
+impl Suite for HumanEvalPack {
+    fn card(&self) -> Card {
+        let (name, about) = match self {
+            Self::Synthesize => ("humanevalpack-synthesize", "write functions in six languages"),
+            Self::Fix => ("humanevalpack-fix", "mend functions in six languages"),
+            Self::Explain => {
+                ("humanevalpack-explain", "describe functions in six languages and write them anew")
+            }
+        };
+        Card {
+            name,
+            family: "code",
+            about,
+            metrics: &["pass@1", "pass@10", "pass@100", "pass@k of languages"],
+            data: &[
+                "humanevalpack/python",
+                "humanevalpack/js",
+                "humanevalpack/java",
+                "humanevalpack/go",
+                "humanevalpack/cpp",
+                "humanevalpack/rust",
+            ],
+            scoring: Scoring::Generation,
+            wrapping: Wrapping::Plain,
+            shots: (0, 0),
+        }
+    }
+
+    fn items(&self, data: &DataFolder, options: &SuiteOptions) -> Result<Vec<Item>, SuiteError> {
+        let mut items = Vec::new();
+        for language in Language::ALL {
+            for row in data.rows::<Row>(&format!("humanevalpack/{}", language.file()))? {
+                let asking = self.asking(language, &row);
+                let explained = matches!(asking, Asking::Then(..));
+                let program = Program { language, row };
+                items.push(Item {
+                    id: program.row.task_id.clone(),
+                    groups: vec![format!("language:{}", language.name())],
+                    question: Question::Writing(Writing {
+                        asking,
+                        max_tokens: 512,
+                        stop: stops(language),
+                        temperature: temperature(options),
+                        samples: if explained { 1 } else { options.samples },
+                        grader: match explained {
+                            true => Box::new(LastOf(program)),
+                            false => Box::new(program),
+                        },
+                    }),
+                });
+            }
+        }
+        Ok(items)
+    }
+
+    fn metrics(&self, graded: &[Graded], _options: &SuiteOptions) -> Vec<Metric> {
+        pass_metrics(graded)
+    }
+}
