@@ -159,6 +159,22 @@ proptest! {
     }
 
     #[test]
+    fn what_is_kept_of_the_forward_pass_does_not_change_a_bit(
+        shape in shapes(),
+        texts in texts(),
+        kept_layers in 0usize..4,
+    ) {
+        let (_, fast, adapter) = small_model(shape, &Target::ALL, 2);
+        let run = |kept_layers| {
+            let options = TrainOptions { kept_layers, ..TrainOptions::default() };
+            let mut trainer = Trainer::new(&fast, adapter.clone(), options).unwrap();
+            trainer.step(&texts, 1e-3).unwrap();
+            trainer.state()
+        };
+        prop_assert_eq!(run(kept_layers), run(0));
+    }
+
+    #[test]
     fn passes_of_any_size_add_up_to_the_same_step(
         shape in shapes(),
         texts in texts(),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::layer::{KeysAndValues, Layer, LayerPass, vector};
+use super::layer::{KeysAndValues, Layer, LayerPass, LayerState, vector};
 use super::lora::{Dropout, LoraLayer, LoraTensors, gradients_by_name};
 use super::packed::{PackedBatch, TargetToken};
 use super::{DecoderWeights, ModelConfig};
@@ -71,10 +71,18 @@ pub struct Decoder {
 #[derive(Debug)]
 pub struct ForwardState {
     rotation: Rotation,
-    /// Each layer's input.
-    inputs: Vec<Tensor>,
+    layers: Vec<Kept>,
     /// The residual stream after the last layer.
     last: Tensor,
+}
+
+/// What is kept of a layer for its backward pass.
+#[derive(Debug)]
+enum Kept {
+    /// Its input alone; the rest is computed again.
+    Input(Tensor),
+    /// All that took a matrix product.
+    State(Box<LayerState>),
 }
 
 /// Keys and values of tokens already seen, layer by layer, for generation and for scoring many
@@ -91,6 +99,9 @@ pub struct PassOptions<'a> {
     pub lora: Option<&'a LoraTensors>,
     /// Dropout of the adapter's inputs, in training.
     pub dropout: Option<Dropout>,
+    /// Layers, counted from the last, whose activations are kept for the backward pass; the others
+    /// keep their input and compute the rest again. Changes time and memory, not a bit of the result.
+    pub kept_layers: usize,
     /// Where to look for the wish to stop.
     pub cancel: CancelToken,
 }
@@ -190,7 +201,7 @@ impl Decoder {
         Ok(LoraTensors::new(adapter, self.config.num_layers, &self.device, self.dtype)?)
     }
 
-    /// Runs all layers and keeps what [`Decoder::backward`] needs: one `[tokens, hidden]` a layer.
+    /// Runs all layers and keeps what [`Decoder::backward`] needs.
     ///
     /// # Errors
     /// When a token is unknown, on cancellation, or when the device fails.
@@ -201,14 +212,20 @@ impl Decoder {
     ) -> Result<ForwardState, EngineError> {
         let rotation = self.rotation(&batch.positions)?;
         let mut x = self.embed(&batch.ids)?;
-        let mut inputs = Vec::with_capacity(self.layers.len());
+        let mut layers = Vec::with_capacity(self.layers.len());
+        let recomputed = self.layers.len().saturating_sub(options.kept_layers);
         for (i, layer) in self.layers.iter().enumerate() {
             options.cancel.check()?;
             let pass = self.layer_pass(i, options, &rotation, &batch.segments);
-            let (y, _) = layer.forward(pass, &x, None)?;
-            inputs.push(std::mem::replace(&mut x, y));
+            let input = (i < recomputed).then(|| x.clone());
+            let (y, state) = layer.forward(pass, x, None)?;
+            layers.push(match input {
+                Some(input) => Kept::Input(input),
+                None => Kept::State(Box::new(state)),
+            });
+            x = y;
         }
-        Ok(ForwardState { rotation, inputs, last: x })
+        Ok(ForwardState { rotation, layers, last: x })
     }
 
     /// Log-probabilities of a batch's targets; `with_gradient` also computes what
@@ -244,15 +261,19 @@ impl Decoder {
         weights: &[f64],
         options: &PassOptions,
     ) -> Result<ParameterSet, EngineError> {
-        let ForwardState { rotation, mut inputs, last } = state;
+        let ForwardState { rotation, layers: mut kept, last } = state;
         let mut dx = self.head_backward(batch, &last, scores, weights)?;
         drop(last);
         let mut gradients: Vec<LoraLayer> = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate().rev() {
             options.cancel.check()?;
-            let Some(x) = inputs.pop() else { break };
             let pass = self.layer_pass(i, options, &rotation, &batch.segments);
-            let (layer_gradients, next) = layer.backward(pass, &x, dx)?;
+            let state = match kept.pop() {
+                Some(Kept::State(state)) => *state,
+                Some(Kept::Input(x)) => layer.state(pass, x, None)?,
+                None => return Err(candle_core::Error::msg("the pass kept too few layers").into()),
+            };
+            let (layer_gradients, next) = layer.backward(pass, state, dx)?;
             gradients.push(layer_gradients);
             dx = next;
         }
@@ -312,18 +333,16 @@ impl Decoder {
         let segments = [after_cache(before, &Segment::sequence(0..ids.len()))];
         let rotation = self.rotation(&positions)?;
         let mut x = self.embed(ids)?;
-        let mut appended = Vec::with_capacity(self.layers.len());
+        let mut layers = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {
             options.cancel.check()?;
             let pass = self.layer_pass(i, options, &rotation, &segments);
-            let (y, own) = layer.forward(pass, &x, cache.layers.get(i))?;
-            appended.push(own);
+            let (y, state) = layer.forward(pass, x, cache.layers.get(i))?;
+            layers.push(state.into_keys_and_values());
             x = y;
         }
         // Only a whole pass changes the cache, so that a cancelled one leaves it as it was.
-        for (i, own) in appended.into_iter().enumerate() {
-            cache.append(i, own)?;
-        }
+        cache.layers = layers;
         let last = x.narrow(0, ids.len().saturating_sub(1), 1)?;
         let normed = self.ops.rms_norm(&last, &self.final_norm, self.config.rms_norm_eps)?;
         Ok(self.ops.project(&normed, &self.head, None)?.squeeze(0)?)
@@ -351,9 +370,9 @@ impl Decoder {
         for (i, layer) in self.layers.iter().enumerate() {
             options.cancel.check()?;
             let pass = self.layer_pass(i, options, &rotation, &segments);
-            (x, _) = layer.forward(pass, &x, cache.layers.get(i))?;
+            (x, _) = layer.forward(pass, x, cache.layers.get(i))?;
         }
-        let state = ForwardState { rotation, inputs: Vec::new(), last: x };
+        let state = ForwardState { rotation, layers: Vec::new(), last: x };
         self.score(&state, &batch.targets, false)
     }
 
@@ -455,16 +474,5 @@ impl Cache {
             Some(layer) => Ok(layer.keys.dims2()?.0),
             None => Ok(0),
         }
-    }
-
-    fn append(&mut self, layer: usize, own: KeysAndValues) -> Result<(), EngineError> {
-        match self.layers.get_mut(layer) {
-            None => self.layers.push(own),
-            Some(held) => {
-                held.keys = Tensor::cat(&[&held.keys, &own.keys], 0)?;
-                held.values = Tensor::cat(&[&held.values, &own.values], 0)?;
-            }
-        }
-        Ok(())
     }
 }

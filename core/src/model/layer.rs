@@ -1,7 +1,8 @@
 //! One layer of a decoder, forward and backward.
 //!
-//! The backward pass is written by hand: it computes again what it needs from the layer's input and
-//! yields the gradients of the adapter and of that input, never of a frozen weight.
+//! The backward pass is written by hand: it starts from what the forward pass kept, or computes that
+//! again from the layer's input, and yields the gradients of the adapter and of that input, never of a
+//! frozen weight. Both ways give the same bits.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -46,9 +47,12 @@ pub(super) struct LayerPass<'a> {
     pub dropout: Option<Dropout>,
 }
 
-/// The attention half of a layer, as its backward pass needs it.
-struct AttentionState {
-    normed: Tensor,
+/// Everything a layer's backward pass needs that took a matrix product to compute. Norms and SwiGLU
+/// are computed again: they cost little and would double what is kept.
+#[derive(Debug)]
+pub(super) struct LayerState {
+    /// The layer's input.
+    x: Tensor,
     /// Queries and keys after the projection, before their norm; only where the family has one.
     raw: Option<(Tensor, Tensor)>,
     q: Tensor,
@@ -57,14 +61,15 @@ struct AttentionState {
     attended: Attended,
     /// The residual stream after attention.
     stream: Tensor,
-}
-
-/// The feed-forward half of a layer, up to its last projection.
-struct MlpState {
-    normed: Tensor,
     gate: Tensor,
     up: Tensor,
-    hidden: Tensor,
+}
+
+impl LayerState {
+    /// Keys and values of all tokens so far, for a cache.
+    pub fn into_keys_and_values(self) -> KeysAndValues {
+        KeysAndValues { keys: self.k, values: self.v }
+    }
 }
 
 impl Layer {
@@ -107,40 +112,89 @@ impl Layer {
         })
     }
 
-    /// The layer's output `[T, hidden]`, and the keys and values of its own tokens.
+    /// The layer's output `[T, hidden]`, and what its backward pass needs.
     pub fn forward(
         &self,
         pass: LayerPass,
-        x: &Tensor,
+        x: Tensor,
         before: Option<&KeysAndValues>,
-    ) -> Result<(Tensor, KeysAndValues)> {
-        let (attention, own) = self.attention(pass, x, before)?;
-        let mlp = self.mlp(pass, &attention.stream)?;
-        let y = self.project(pass, Target::DownProj, &mlp.hidden)?;
-        Ok((pass.ops.add(y, &attention.stream)?, own))
+    ) -> Result<(Tensor, LayerState)> {
+        let state = self.state(pass, x, before)?;
+        let hidden = pass.ops.swiglu(&state.gate, &state.up)?;
+        let y = self.project(pass, Target::DownProj, &hidden)?;
+        Ok((pass.ops.add(y, &state.stream)?, state))
     }
 
-    /// Gradients of the layer's adapter and of its input `x`, given that of its output.
-    pub fn backward(&self, pass: LayerPass, x: &Tensor, dy: Tensor) -> Result<(LoraLayer, Tensor)> {
-        let mut gradients = LoraLayer::default();
-        let (attention, _) = self.attention(pass, x, None)?;
-        let mlp = self.mlp(pass, &attention.stream)?;
+    /// The first part of [`Layer::forward`], up to the last projection.
+    pub fn state(
+        &self,
+        pass: LayerPass,
+        x: Tensor,
+        before: Option<&KeysAndValues>,
+    ) -> Result<LayerState> {
         let ops = pass.ops;
+        let normed = ops.rms_norm(&x, &self.attention_norm, self.eps)?;
+        let biased = |target, bias: &Option<Tensor>| {
+            let y = self.project(pass, target, &normed)?;
+            match bias {
+                Some(bias) => ops.add(y, bias),
+                None => Ok(y),
+            }
+        };
+        let (mut q, mut k) =
+            (biased(Target::QProj, &self.q_bias)?, biased(Target::KProj, &self.k_bias)?);
+        let mut v = biased(Target::VProj, &self.v_bias)?;
+        drop(normed);
+        let mut raw = None;
+        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
+            let normed = (ops.rms_norm(&q, q_norm, self.eps)?, ops.rms_norm(&k, k_norm, self.eps)?);
+            raw = Some((q, k));
+            (q, k) = normed;
+        }
+        let q = ops.rotate(q, self.attention.head_dim, pass.rotation, false)?;
+        k = ops.rotate(k, self.attention.head_dim, pass.rotation, false)?;
+        if let Some(before) = before {
+            k = Tensor::cat(&[&before.keys, &k], 0)?;
+            v = Tensor::cat(&[&before.values, &v], 0)?;
+        }
+        let attended = ops.attend(&q, &k, &v, self.attention, pass.segments)?;
+        let stream = self.project(pass, Target::OProj, &attended.output)?;
+        let stream = ops.add(stream, &x)?;
+        let normed = ops.rms_norm(&stream, &self.mlp_norm, self.eps)?;
+        let gate = self.project(pass, Target::GateProj, &normed)?;
+        let up = self.project(pass, Target::UpProj, &normed)?;
+        Ok(LayerState { x, raw, q, k, v, attended, stream, gate, up })
+    }
 
+    /// Gradients of the layer's adapter and of its input, given that of its output.
+    pub fn backward(
+        &self,
+        pass: LayerPass,
+        state: LayerState,
+        dy: Tensor,
+    ) -> Result<(LoraLayer, Tensor)> {
+        let mut gradients = LoraLayer::default();
+        let ops = pass.ops;
+        let LayerState { x, raw, q, k, v, attended, stream, gate, up } = state;
+
+        let hidden = ops.swiglu(&gate, &up)?;
         let d_hidden =
-            self.project_back(pass, Target::DownProj, &mlp.hidden, &dy, None, &mut gradients)?;
-        let (d_gate, d_up) = ops.swiglu_back(&mlp.gate, &mlp.up, &d_hidden)?;
-        drop(d_hidden);
-        let normed = &mlp.normed;
-        let d_normed =
-            self.project_back(pass, Target::GateProj, normed, &d_gate, None, &mut gradients)?;
-        let d_normed =
-            self.project_back(pass, Target::UpProj, normed, &d_up, Some(d_normed), &mut gradients)?;
-        drop((d_gate, d_up, mlp));
+            self.project_back(pass, Target::DownProj, &hidden, &dy, None, &mut gradients)?;
+        drop(hidden);
+        let (d_gate, d_up) = ops.swiglu_back(&gate, &up, &d_hidden)?;
+        drop((d_hidden, gate, up));
         let norm = &self.mlp_norm;
-        let d_stream = ops.rms_norm_back(&attention.stream, norm, self.eps, &d_normed, Some(dy))?;
+        let normed = ops.rms_norm(&stream, norm, self.eps)?;
+        let d_normed =
+            self.project_back(pass, Target::GateProj, &normed, &d_gate, None, &mut gradients)?;
+        drop(d_gate);
+        let sum = Some(d_normed);
+        let d_normed =
+            self.project_back(pass, Target::UpProj, &normed, &d_up, sum, &mut gradients)?;
+        drop((d_up, normed));
+        let d_stream = ops.rms_norm_back(&stream, norm, self.eps, &d_normed, Some(dy))?;
+        drop((stream, d_normed));
 
-        let AttentionState { normed, raw, q, k, v, attended, .. } = attention;
         let output = &attended.output;
         let d_output =
             self.project_back(pass, Target::OProj, output, &d_stream, None, &mut gradients)?;
@@ -155,64 +209,18 @@ impl Layer {
             dq = ops.rms_norm_back(raw_q, q_norm, self.eps, &dq, None)?;
             dk = ops.rms_norm_back(raw_k, k_norm, self.eps, &dk, None)?;
         }
+        drop((q, k, v, attended));
+        let normed = ops.rms_norm(&x, &self.attention_norm, self.eps)?;
         let mut d_normed = None;
         for (target, dy) in [(Target::QProj, dq), (Target::KProj, dk), (Target::VProj, dv)] {
             let sum = d_normed.take();
             d_normed = Some(self.project_back(pass, target, &normed, &dy, sum, &mut gradients)?);
         }
         let dx = match d_normed {
-            Some(d) => ops.rms_norm_back(x, &self.attention_norm, self.eps, &d, Some(d_stream))?,
+            Some(d) => ops.rms_norm_back(&x, &self.attention_norm, self.eps, &d, Some(d_stream))?,
             None => d_stream,
         };
         Ok((gradients, dx))
-    }
-
-    fn attention(
-        &self,
-        pass: LayerPass,
-        x: &Tensor,
-        before: Option<&KeysAndValues>,
-    ) -> Result<(AttentionState, KeysAndValues)> {
-        let ops = pass.ops;
-        let normed = ops.rms_norm(x, &self.attention_norm, self.eps)?;
-        let biased = |target, bias: &Option<Tensor>| {
-            let y = self.project(pass, target, &normed)?;
-            match bias {
-                Some(bias) => ops.add(y, bias),
-                None => Ok(y),
-            }
-        };
-        let (mut q, mut k) =
-            (biased(Target::QProj, &self.q_bias)?, biased(Target::KProj, &self.k_bias)?);
-        let v = biased(Target::VProj, &self.v_bias)?;
-        let mut raw = None;
-        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
-            let normed = (ops.rms_norm(&q, q_norm, self.eps)?, ops.rms_norm(&k, k_norm, self.eps)?);
-            raw = Some((q, k));
-            (q, k) = normed;
-        }
-        let q = ops.rotate(q, self.attention.head_dim, pass.rotation, false)?;
-        let k = ops.rotate(k, self.attention.head_dim, pass.rotation, false)?;
-        let own = KeysAndValues { keys: k, values: v };
-        let (k, v) = match before {
-            None => (own.keys.clone(), own.values.clone()),
-            Some(before) => (
-                Tensor::cat(&[&before.keys, &own.keys], 0)?,
-                Tensor::cat(&[&before.values, &own.values], 0)?,
-            ),
-        };
-        let attended = ops.attend(&q, &k, &v, self.attention, pass.segments)?;
-        let stream = self.project(pass, Target::OProj, &attended.output)?;
-        let stream = ops.add(stream, x)?;
-        Ok((AttentionState { normed, raw, q, k, v, attended, stream }, own))
-    }
-
-    fn mlp(&self, pass: LayerPass, stream: &Tensor) -> Result<MlpState> {
-        let normed = pass.ops.rms_norm(stream, &self.mlp_norm, self.eps)?;
-        let gate = self.project(pass, Target::GateProj, &normed)?;
-        let up = self.project(pass, Target::UpProj, &normed)?;
-        let hidden = pass.ops.swiglu(&gate, &up)?;
-        Ok(MlpState { normed, gate, up, hidden })
     }
 
     /// A projection with its adapter.

@@ -107,7 +107,8 @@ fn score(
         return Ok(());
     }
     let lora = adapter.map(|adapter| decoder.lora_tensors(adapter)).transpose()?;
-    let options = PassOptions { lora: lora.as_ref(), dropout: None, cancel: cancel.clone() };
+    let options =
+        PassOptions { lora: lora.as_ref(), cancel: cancel.clone(), ..PassOptions::default() };
     let state = decoder.forward(batch, &options)?;
     let scores = decoder.score(&state, &batch.targets, false)?;
     for (target, (log_prob, correct)) in

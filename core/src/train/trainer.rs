@@ -24,6 +24,9 @@ pub struct TrainOptions {
     /// Tokens computed in one pass. A batch with more is computed in several passes whose gradients
     /// add up; fewer tokens take less memory. A sequence is never divided.
     pub max_pass_tokens: usize,
+    /// Layers, counted from the last, that keep their activations for the backward pass, where the
+    /// others compute them again.
+    pub kept_layers: usize,
 }
 
 impl Default for TrainOptions {
@@ -34,6 +37,7 @@ impl Default for TrainOptions {
             objective: LocalObjective::Plain,
             seed: 0,
             max_pass_tokens: 2048,
+            kept_layers: 0,
         }
     }
 }
@@ -270,6 +274,7 @@ impl<'d> Trainer<'d> {
             let options = PassOptions {
                 lora: Some(&lora),
                 dropout: self.dropout(i),
+                kept_layers: self.options.kept_layers,
                 cancel: self.cancel.clone(),
             };
             let state = self.decoder.forward(&batch, &options)?;
