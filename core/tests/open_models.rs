@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
+use fleetune_core::data::{Message, Role};
 use fleetune_core::model::{Family, LoadedModel};
 use fleetune_core::weight::RowOrder;
 
@@ -62,4 +63,67 @@ fn the_built_in_model_opens_quantised() {
     let interleaved = q_proj.clone().with_row_order(RowOrder::InterleavedHeads { head_dim: 64 });
     assert_eq!(q_proj.row_bytes(1), interleaved.row_bytes(1));
     assert_eq!(model.files(), [path]);
+}
+
+#[test]
+fn the_built_in_models_tokens_and_chats_are_the_references() {
+    let Some(path) = smollm2() else { return };
+    let Some(reference) = std::env::var_os("FLEETUNE_REFERENCE") else {
+        eprintln!("skipped: FLEETUNE_REFERENCE is not set");
+        return;
+    };
+    let read = |name: &str| -> Vec<serde_json::Value> {
+        let path = Path::new(&reference).join("smollm2").join(name);
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    let ids_of = |value: &serde_json::Value| -> Vec<u32> {
+        serde_json::from_value(value["ids"].clone()).unwrap()
+    };
+    let model = LoadedModel::open(&path).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad()), (None, 2, Some(2)));
+    assert_eq!(tokenizer.stop_ids(), [2, 0]);
+    assert_eq!(tokenizer.vocab_size(), 49152);
+
+    let strings = read("tokenizer.json");
+    assert!(!strings.is_empty());
+    for case in &strings {
+        let (text, ids) = (case["text"].as_str().unwrap(), ids_of(case));
+        assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), case["decoded"].as_str().unwrap());
+        let mut stream = tokenizer.stream(false);
+        let mut streamed: String = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        streamed += &stream.finish().unwrap();
+        assert_eq!(streamed, case["decoded"].as_str().unwrap());
+    }
+
+    let chats = read("chat.json");
+    assert!(!chats.is_empty());
+    for case in &chats {
+        let messages: Vec<Message> = case["messages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|message| {
+                let role = Role::from_name(message["role"].as_str().unwrap()).unwrap();
+                Message::new(role, message["content"].as_str().unwrap())
+            })
+            .collect();
+        let open = case["add_generation_prompt"].as_bool().unwrap();
+        let text = model.chat_template().unwrap().render(&messages, open).unwrap();
+        assert_eq!(text, case["text"].as_str().unwrap());
+        assert_eq!(tokenizer.encode(&text).unwrap(), ids_of(case));
+    }
+}
+
+#[test]
+fn the_summary_counts_parameters_once() {
+    let Some(path) = smollm2() else { return };
+    let summary = LoadedModel::open(&path).unwrap().summary();
+    assert_eq!(summary.parameters, 134_515_008);
+    assert_eq!(summary.formats.values().sum::<u64>(), summary.parameters);
+    assert!(summary.chat_template && summary.tied_head);
+    let text = summary.to_string();
+    assert!(text.contains("134,515,008"), "{text}");
+    assert!(text.contains("pre-tokenizer smollm"), "{text}");
 }

@@ -6,20 +6,24 @@ use std::sync::OnceLock;
 
 use sha2::{Digest, Sha256};
 
+use super::chat::ChatTemplate;
 use super::config::ModelConfig;
 use super::error::ModelError;
 use super::gguf::GgufModel;
 use super::hf::{HfFolder, files_with_extension};
 use super::names::Naming;
+use super::summary::ModelSummary;
+use super::tokenizer::{self, TextTokenizer};
 use super::weights::DecoderWeights;
 
-/// A frozen base model: hyperparameters and memory-mapped weights.
+/// A frozen base model: hyperparameters, memory-mapped weights, tokenizer.
 #[derive(Debug)]
 pub struct LoadedModel {
     /// Shape and constants.
     pub config: ModelConfig,
     /// The frozen tensors, in the formats of their files.
     pub weights: DecoderWeights,
+    tokenizer: Option<TextTokenizer>,
     weight_files: Vec<PathBuf>,
     content_hash: OnceLock<String>,
 }
@@ -55,14 +59,47 @@ impl LoadedModel {
     fn open_hugging_face(folder: &Path) -> Result<Self, ModelError> {
         let HfFolder { spec, config, tensors, weight_files } = HfFolder::open(folder)?;
         let weights = spec.assemble(&config, Naming::HuggingFace, tensors)?;
-        Ok(Self { config, weights, weight_files, content_hash: OnceLock::new() })
+        let tokenizer = tokenizer::from_folder(folder, config.vocab_size)?;
+        Ok(Self { config, weights, tokenizer, weight_files, content_hash: OnceLock::new() })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {
         let GgufModel { spec, config, tensors, header } = GgufModel::open(path)?;
         let weights = spec.assemble(&config, Naming::Gguf, tensors)?;
+        let tokenizer = tokenizer::from_gguf(&header, config.vocab_size)?;
         let weight_files = vec![header.path().to_owned()];
-        Ok(Self { config, weights, weight_files, content_hash: OnceLock::new() })
+        Ok(Self { config, weights, tokenizer, weight_files, content_hash: OnceLock::new() })
+    }
+
+    /// The model's tokenizer, with its chat template.
+    ///
+    /// # Errors
+    /// When the model came without one, as models made for tests do.
+    pub fn tokenizer(&self) -> Result<&TextTokenizer, ModelError> {
+        self.tokenizer.as_ref().ok_or_else(|| ModelError::NotAModel {
+            path: self.location().to_owned(),
+            problem: "there is no tokenizer; a Hugging Face folder needs a tokenizer.json (a \
+                      tokenizer.model alone cannot be read), a GGUF file its own vocabulary"
+                .to_owned(),
+        })
+    }
+
+    /// The model's chat template, if it has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.tokenizer.as_ref().and_then(TextTokenizer::chat_template)
+    }
+
+    /// What the model is, for people.
+    pub fn summary(&self) -> ModelSummary {
+        ModelSummary::new(self)
+    }
+
+    /// The GGUF file, or the folder of the safetensors files.
+    fn location(&self) -> &Path {
+        match self.weight_files.as_slice() {
+            [file] => file,
+            files => files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")),
+        }
     }
 
     /// The files that hold the weights, in the order of their names.

@@ -1,5 +1,6 @@
 //! Decoder-only language models: files, configuration, tokenizer, forward and backward pass.
 
+mod chat;
 mod config;
 mod decoder;
 mod error;
@@ -11,13 +12,18 @@ mod loaded;
 mod lora;
 mod names;
 mod packed;
+mod summary;
 mod tensors;
+mod tokenizer;
 mod weights;
 
+pub use chat::{ChatTemplate, ChatTemplateError};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use decoder::{Cache, CancelToken, Decoder, EngineError, ForwardState, PassOptions};
 pub use error::ModelError;
 pub use loaded::LoadedModel;
 pub use lora::{Dropout, LoraLayer, LoraPair, LoraTensors};
 pub use packed::{PackedBatch, TargetToken};
+pub use summary::ModelSummary;
+pub use tokenizer::{TextStream, TextTokenizer, TokenizerError};
 pub use weights::{DecoderWeights, LayerWeights};

@@ -1,7 +1,5 @@
 //! GGUF files: one file with hyperparameters, tokenizer and tensors.
 
-// The tokenizer is what reads lists and flags.
-#[expect(dead_code)]
 mod reader;
 
 use std::path::Path;
