@@ -1,28 +1,15 @@
 //! Opening real and tiny models.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
 use fleetune_core::data::{Message, Role};
 use fleetune_core::model::{Family, LoadedModel};
 use fleetune_core::weight::RowOrder;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures")).join(name)
-}
-
-/// The built-in model in the cache, or `None` with a line that says so.
-fn smollm2() -> Option<PathBuf> {
-    let cache = std::env::var_os("FLEETUNE_CACHE").map(PathBuf::from).or_else(|| {
-        std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/fleetune"))
-    })?;
-    let path = cache.join("models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf");
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is not there (fleetune model pull)", path.display());
-    None
-}
+use common::{fixture, smollm2};
 
 #[test]
 fn hugging_face_folders_of_every_family_open() {

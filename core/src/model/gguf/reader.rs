@@ -4,10 +4,10 @@
 //! array is a checked range of the file, and nothing is allocated for more entries than have
 //! really been read. Arrays stay undecoded until someone asks for their items.
 //!
-//! Layout (little endian), versions 2 and 3; version 1 has 32-bit counts and lengths:
-//! `"GGUF"`, version u32, tensors u64, metadata entries u64, then the entries (key, type u32,
-//! value), then the tensor table (name, dimensions u32, sizes u64 innermost first, format u32,
-//! offset u64), then, at the next multiple of `general.alignment`, the tensors' bytes.
+//! Layout (little endian, versions 2 and 3): `"GGUF"`, version u32, tensors u64, metadata entries
+//! u64, then the entries (key, type u32, value), then the tensor table (name, dimensions u32, sizes
+//! u64 innermost first, format u32, offset u64), then, at the next multiple of `general.alignment`,
+//! the tensors' bytes.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -54,7 +54,6 @@ pub(super) struct Array {
 #[derive(Debug)]
 pub(in super::super) struct GgufFile {
     file: Arc<MappedFile>,
-    wide_lengths: bool,
     metadata: HashMap<String, Value>,
 }
 
@@ -62,21 +61,18 @@ impl GgufFile {
     /// Reads metadata and tensor table.
     pub fn open(path: &Path) -> Result<(Self, TensorIndex), ModelError> {
         let file = Arc::new(MappedFile::open(path).map_err(ModelError::io(path))?);
-        let mut cursor = Cursor { path, bytes: file.as_bytes(), at: 0, wide_lengths: true };
+        let mut cursor = Cursor { path, bytes: file.as_bytes(), at: 0 };
         if cursor.take(MAGIC.len(), "the magic number")? != MAGIC {
             return Err(ModelError::malformed(path, "this is no GGUF file (wrong magic number)"));
         }
         let version = cursor.u32("the version")?;
-        if !(1..=3).contains(&version) {
-            let problem = format!(
-                "GGUF version {version:#x}; versions 1 to 3, little endian, \
-                                   can be read"
-            );
+        if version != 2 && version != 3 {
+            let problem =
+                format!("GGUF version {version:#x}; versions 2 and 3, little endian, can be read");
             return Err(ModelError::malformed(path, problem));
         }
-        cursor.wide_lengths = version > 1;
-        let tensor_count = cursor.length("the number of tensors")?;
-        let metadata_count = cursor.length("the number of metadata entries")?;
+        let tensor_count = cursor.u64("the number of tensors")?;
+        let metadata_count = cursor.u64("the number of metadata entries")?;
         let mut metadata = HashMap::new();
         for _ in 0..metadata_count {
             let key = cursor.string("a metadata key")?;
@@ -90,7 +86,7 @@ impl GgufFile {
         for _ in 0..tensor_count {
             table.push(cursor.tensor()?);
         }
-        let (header_end, wide_lengths) = (cursor.at as u64, cursor.wide_lengths);
+        let header_end = cursor.at as u64;
         let alignment = match metadata.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
             Some(&Value::Unsigned(alignment)) if alignment.is_power_of_two() => alignment,
@@ -106,7 +102,7 @@ impl GgufFile {
             let offset = data_start.saturating_add(offset);
             tensors.insert(name, TensorEntry { file: file.clone(), offset, shape, stored_as })?;
         }
-        Ok((Self { file, wide_lengths, metadata }, tensors))
+        Ok((Self { file, metadata }, tensors))
     }
 
     /// The file's path.
@@ -189,8 +185,7 @@ impl GgufFile {
             Some(_) => return Err(self.wrong_type(key, expected)),
         };
         let bytes = self.file.as_bytes();
-        let wide_lengths = self.wide_lengths;
-        let mut cursor = Cursor { path: self.path(), bytes, at: array.start, wide_lengths };
+        let mut cursor = Cursor { path: self.path(), bytes, at: array.start };
         let mut items = Vec::new();
         for _ in 0..array.len {
             let value = cursor.value(array.item_type, key, 1)?;
@@ -218,7 +213,6 @@ struct Cursor<'a> {
     path: &'a Path,
     bytes: &'a [u8],
     at: usize,
-    wide_lengths: bool,
 }
 
 impl<'a> Cursor<'a> {
@@ -260,12 +254,8 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    fn length(&mut self, what: &str) -> Result<u64, ModelError> {
-        if self.wide_lengths { self.u64(what) } else { self.u32(what).map(u64::from) }
-    }
-
     fn string_range(&mut self, what: &str) -> Result<Range<usize>, ModelError> {
-        let len = self.length(what)?;
+        let len = self.u64(what)?;
         self.range(len, what)
     }
 
@@ -293,7 +283,7 @@ impl<'a> Cursor<'a> {
                     ));
                 }
                 let item_type = self.u32(key)?;
-                let len = self.length(key)?;
+                let len = self.u64(key)?;
                 let start = self.at;
                 if let Some(width) = fixed_width(item_type) {
                     self.range(len.saturating_mul(width), key)?;
@@ -328,7 +318,7 @@ impl<'a> Cursor<'a> {
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             // A size beyond usize fits no file; it is reported as a wrong shape.
-            shape.push(usize::try_from(self.length(&name)?).unwrap_or(usize::MAX));
+            shape.push(usize::try_from(self.u64(&name)?).unwrap_or(usize::MAX));
         }
         shape.reverse();
         let format = self.u32(&name)?;
