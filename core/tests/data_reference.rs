@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use fleetune_core::data::{
     Content, DataSource, Dataset, Encoder, HoldOut, Message, Partition, Role, SkipReason, Template,
-    Tokenize, TokenizerError,
+    Tokenize, TokenizedExample, TokenizerError,
 };
+use fleetune_core::model::LoadedModel;
 use serde_json::Value;
 
 /// One token per character, to look at texts.
@@ -52,6 +53,18 @@ fn reference(file: &str) -> Option<Value> {
     Some(serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
 }
 
+/// The built-in model's tokenizer, from the cache.
+fn smollm2() -> Option<LoadedModel> {
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/fleetune"));
+    let cache = std::env::var_os("FLEETUNE_CACHE").map(PathBuf::from).or_else(home)?;
+    let file = cache.join("models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !file.exists() {
+        println!("skipped: {} is not there; `fleetune model pull` brings it", file.display());
+        return None;
+    }
+    Some(LoadedModel::open(&file).unwrap())
+}
+
 fn open(name: &str, data_dir: &Path) -> Dataset {
     let source = DataSource { data_dir: Some(data_dir.to_owned()), ..DataSource::default() };
     Dataset::open(name, &source, None).unwrap()
@@ -74,6 +87,11 @@ fn set_of(file: &str) -> &'static str {
     }
 }
 
+fn labels_of(example: &TokenizedExample) -> Vec<i64> {
+    let tokens = example.ids.iter().zip(&example.supervised);
+    tokens.map(|(id, supervised)| if *supervised { i64::from(*id) } else { -100 }).collect()
+}
+
 #[test]
 fn alpaca_texts_equal_openfedllms() {
     let (Some(data), Some(samples)) = (folder("FLEETUNE_DATA"), reference("smollm2/samples.json"))
@@ -88,6 +106,83 @@ fn alpaca_texts_equal_openfedllms() {
         let example = set.example(row, &encoder).unwrap().unwrap();
         assert_eq!(text(&example.ids), sample["text"].as_str().unwrap());
     }
+}
+
+#[test]
+fn alpaca_ids_and_masks_equal_the_reference() {
+    let (Some(data), Some(samples)) = (folder("FLEETUNE_DATA"), reference("smollm2/samples.json"))
+    else {
+        return;
+    };
+    let Some(model) = smollm2() else { return };
+    let encoder = Encoder::new(Template::Alpaca, model.tokenizer().unwrap(), 512).unwrap();
+    for sample in samples.as_array().unwrap() {
+        let file = sample["dataset"].as_str().unwrap();
+        let set = open(set_of(file), &data);
+        let row = row_of(&set, file, sample["row"].as_u64().unwrap());
+        let example = set.example(row, &encoder).unwrap().unwrap();
+        assert_eq!(serde_json::json!(example.ids), sample["input_ids"], "{file} {row}");
+        assert_eq!(serde_json::json!(labels_of(&example)), sample["labels"], "{file} {row}");
+        assert_eq!(serde_json::json!(example.supervised_tokens()), sample["supervised_tokens"]);
+    }
+}
+
+#[test]
+fn training_batches_equal_the_reference() {
+    let (Some(data), Some(batches)) =
+        (folder("FLEETUNE_DATA"), reference("smollm2_train/batches.json"))
+    else {
+        return;
+    };
+    let Some(model) = smollm2() else { return };
+    let encoder = Encoder::new(Template::Alpaca, model.tokenizer().unwrap(), 256).unwrap();
+    let set = open("alpaca", &data);
+    for sample in batches.as_array().unwrap().iter().flat_map(|batch| batch.as_array().unwrap()) {
+        let row =
+            row_of(&set, sample["dataset"].as_str().unwrap(), sample["row"].as_u64().unwrap());
+        let example = set.example(row, &encoder).unwrap().unwrap();
+        assert_eq!(serde_json::json!(example.ids), sample["input_ids"], "row {row}");
+        assert_eq!(serde_json::json!(labels_of(&example)), sample["labels"], "row {row}");
+    }
+}
+
+#[test]
+fn a_chat_learns_its_answers_and_equals_the_models_own_rendering() {
+    let Some(conversations) = reference("smollm2/chat.json") else { return };
+    let Some(model) = smollm2() else { return };
+    let tokenizer = model.tokenizer().unwrap();
+    let encoder = Encoder::new(Template::Chat, tokenizer, 512).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.jsonl");
+    let (mut checked, end) = (0, tokenizer.eos());
+    for conversation in conversations.as_array().unwrap() {
+        let messages = conversation["messages"].as_array().unwrap();
+        let answers: Vec<&str> = messages
+            .iter()
+            .filter(|m| m["role"] == "assistant")
+            .map(|m| m["content"].as_str().unwrap())
+            .collect();
+        if answers.is_empty() {
+            continue;
+        }
+        std::fs::write(&path, serde_json::json!({ "messages": messages }).to_string()).unwrap();
+        let source = DataSource { files: vec![path.clone()], ..DataSource::default() };
+        let set = Dataset::open("chat", &source, None).unwrap();
+        let example = set.example(0, &encoder).unwrap().unwrap();
+        let ids: Vec<u32> = serde_json::from_value(conversation["ids"].clone()).unwrap();
+        assert!(ids.starts_with(&example.ids));
+        assert_eq!(example.ids.last(), Some(&end));
+        let learnt = example.ids.iter().zip(&example.supervised).filter(|(_, s)| **s);
+        let learnt: Vec<u32> = learnt.map(|(id, _)| *id).collect();
+        let said = answers.iter().flat_map(|text| {
+            let mut ids = tokenizer.encode(text).unwrap();
+            ids.push(end);
+            ids
+        });
+        assert_eq!(learnt, said.collect::<Vec<_>>());
+        checked += 1;
+    }
+    assert!(checked >= 2);
 }
 
 #[test]
