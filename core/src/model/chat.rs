@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 
 use crate::data::Message;
@@ -106,6 +106,11 @@ fn compile(source: &str) -> Result<Environment<'static>, ChatTemplateError> {
     environment.add_function("strftime_now", |format: String| {
         time::format_utc(&format, SystemTime::now())
     });
+    // Python cannot iterate over None, and templates ask before they look for tools.
+    environment.add_test("iterable", |value: Value| {
+        use ValueKind as K;
+        matches!(value.kind(), K::String | K::Seq | K::Map | K::Iterable | K::Undefined)
+    });
     environment
         .add_filter("tojson", |value: Value, options: Kwargs| json::python_json(&value, &options));
     environment
@@ -184,6 +189,12 @@ mod tests {
         assert_eq!(json, "[\"\\u00e9\", 2]");
         let json = render("{{ [1, {'b': 2}] | tojson(separators=(',', ':')) }}", &[], false);
         assert_eq!(json.unwrap(), "[1,{\"b\":2}]");
+    }
+
+    #[test]
+    fn absent_tools_are_none_and_not_iterable() {
+        let source = "{{ tools is none }} {{ tools is iterable }} {{ messages is iterable }}";
+        assert_eq!(render(source, &[], false).unwrap(), "True False True");
     }
 
     #[test]

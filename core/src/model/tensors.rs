@@ -127,7 +127,8 @@ impl TensorIndex {
         };
         let cols = expected.last().copied().unwrap_or(1);
         let rows = expected[..expected.len().saturating_sub(1)].iter().product();
-        let row_bytes = (cols / format.block_size()) as u64 * format.type_size() as u64;
+        let row_bytes =
+            ((cols / format.block_size()) as u64).saturating_mul(format.type_size() as u64);
         let end = row_bytes.saturating_mul(rows as u64).saturating_add(entry.offset);
         let found = entry.file.as_bytes().len() as u64;
         if end > found {
