@@ -14,6 +14,7 @@ pub mod device;
 pub mod files;
 pub mod generate;
 pub mod kernels;
+pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod train;

@@ -39,7 +39,7 @@ fn loss_and_gradient(
     let lora = decoder.lora_tensors(adapter).unwrap();
     let options = PassOptions { lora: Some(&lora), ..PassOptions::default() };
     let state = decoder.forward(batch, &options).unwrap();
-    let scores = decoder.score(&state, &batch.targets, true).unwrap();
+    let scores = decoder.score(&state, &batch.targets, 3, true).unwrap();
     let loss = scores.log_probs.iter().zip(weights).map(|(log_prob, w)| log_prob * w).sum();
     (loss, decoder.backward(batch, state, scores, weights, &options).unwrap())
 }

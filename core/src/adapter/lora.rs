@@ -177,6 +177,12 @@ impl LoraConfig {
         Ok(())
     }
 
+    /// Values of such an adapter for `model`.
+    pub fn num_values(&self, model: &crate::model::ModelConfig) -> usize {
+        let shapes = self.targets.iter().map(|&target| model.projection_shape(target));
+        shapes.map(|(rows, cols)| self.rank * (rows + cols)).sum::<usize>() * model.num_layers
+    }
+
     /// The factor before `B A x`.
     pub fn scale(&self) -> f64 {
         let rank = self.rank as f64;

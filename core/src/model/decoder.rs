@@ -14,6 +14,9 @@ use crate::adapter::{Adapter, ParameterSet};
 use crate::kernels::Precision;
 use crate::ops::{Frozen, HostOps, Ops, Rotation, Segment, TargetScores, TensorOps};
 
+/// Rows of logits that exist at once where nobody planned otherwise.
+pub const SCORE_ROWS: usize = 256;
+
 /// Why a pass through the decoder ended early.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -228,8 +231,8 @@ impl Decoder {
         Ok(ForwardState { rotation, layers, last: x })
     }
 
-    /// Log-probabilities of a batch's targets; `with_gradient` also computes what
-    /// [`Decoder::backward`] needs of the head.
+    /// Log-probabilities of a batch's targets, with at most `chunk` rows of logits at once;
+    /// `with_gradient` also computes what [`Decoder::backward`] needs of the head.
     ///
     /// # Errors
     /// When the device fails.
@@ -237,13 +240,14 @@ impl Decoder {
         &self,
         state: &ForwardState,
         targets: &[TargetToken],
+        chunk: usize,
         with_gradient: bool,
     ) -> Result<TargetScores, EngineError> {
         self.check_tokens(targets.iter().map(|target| target.token))?;
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
         let rows = self.target_rows(state, targets)?;
         let normed = self.ops.rms_norm(&rows, &self.final_norm, self.config.rms_norm_eps)?;
-        Ok(self.ops.score(&normed, &self.head, &tokens, with_gradient)?)
+        Ok(self.ops.score(&normed, &self.head, &tokens, chunk, with_gradient)?)
     }
 
     /// Gradients of the adapter for `loss = Σ weights[i] · log p(targets[i])`, by PEFT's tensor
@@ -373,7 +377,7 @@ impl Decoder {
             (x, _) = layer.forward(pass, x, cache.layers.get(i))?;
         }
         let state = ForwardState { rotation, layers: Vec::new(), last: x };
-        self.score(&state, &batch.targets, false)
+        self.score(&state, &batch.targets, SCORE_ROWS, false)
     }
 
     fn layer_pass<'a>(

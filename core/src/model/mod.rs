@@ -19,7 +19,9 @@ mod weights;
 
 pub use chat::{ChatTemplate, ChatTemplateError};
 pub use config::{Family, ModelConfig, RopeScaling};
-pub use decoder::{Cache, CancelToken, Decoder, EngineError, ForwardState, PassOptions};
+pub use decoder::{
+    Cache, CancelToken, Decoder, EngineError, ForwardState, PassOptions, SCORE_ROWS,
+};
 pub use error::ModelError;
 pub use loaded::LoadedModel;
 pub use lora::{Dropout, LoraLayer, LoraPair, LoraTensors};

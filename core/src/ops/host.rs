@@ -2,9 +2,7 @@
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
-use super::{
-    Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, Transpose, score_chunk,
-};
+use super::{Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, Transpose};
 use crate::kernels::{self, HeadChunk, Output, Precision, View};
 
 /// The operations on the processor.
@@ -274,10 +272,11 @@ impl Ops for HostOps {
         x: &Tensor,
         head: &Frozen,
         targets: &[u32],
+        chunk: usize,
         with_gradient: bool,
     ) -> Result<TargetScores> {
         let head = head.host()?;
-        let chunk = HeadChunk { positions: score_chunk(head.rows()), columns: head.rows() };
+        let chunk = HeadChunk { positions: chunk.max(1), columns: head.rows() };
         // A loss of −weight · log p whose weight is −1 has the gradient of log p.
         let weights = vec![-1.0; targets.len()];
         let mut gradient = with_gradient.then(|| vec![0.0; x.elem_count()]);

@@ -137,13 +137,14 @@ pub trait Ops: Send + Sync {
     fn swiglu_back(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)>;
 
     /// Log-probabilities of the tokens `targets`, one per row of `x` `[targets, hidden]`, under
-    /// `softmax(x·Wᵀ)`, a chunk of rows at a time, so that no `[tokens, vocabulary]` matrix exists.
+    /// `softmax(x·Wᵀ)`, `chunk` rows at a time, so that no `[tokens, vocabulary]` matrix exists.
     /// `with_gradient` also asks for `∂ log p / ∂x = W[target] − softmax·W`.
     fn score(
         &self,
         x: &Tensor,
         head: &Frozen,
         targets: &[u32],
+        chunk: usize,
         with_gradient: bool,
     ) -> Result<TargetScores>;
 }
@@ -155,10 +156,4 @@ pub enum Transpose {
     No,
     /// Rows and columns swapped.
     Yes,
-}
-
-/// Rows of a chunk of logits, so that one chunk takes about 64 MiB of f32.
-fn score_chunk(vocabulary: usize) -> usize {
-    const CHUNK_VALUES: usize = 16 << 20;
-    (CHUNK_VALUES / vocabulary.max(1)).clamp(16, 1024)
 }

@@ -2,9 +2,7 @@
 
 use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
 
-use super::{
-    Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, Transpose, score_chunk,
-};
+use super::{Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, Transpose};
 
 /// The operations on a candle device, in candle's own operations. The oracle of the kernels, and
 /// the engine of every device that has no kernels of ours.
@@ -268,14 +266,15 @@ impl Ops for TensorOps {
         x: &Tensor,
         head: &Frozen,
         targets: &[u32],
+        chunk: usize,
         with_gradient: bool,
     ) -> Result<TargetScores> {
         let head = head.device()?;
-        let (vocabulary, hidden) = head.dims2()?;
+        let hidden = head.dims2()?.1;
         let mut log_probs = Vec::with_capacity(targets.len());
         let mut correct = Vec::with_capacity(targets.len());
         let mut gradients = Vec::new();
-        let chunk = score_chunk(vocabulary);
+        let chunk = chunk.max(1);
         for (i, tokens) in targets.chunks(chunk).enumerate() {
             let rows = x.narrow(0, i * chunk, tokens.len())?;
             let logits = wide(&rows.matmul(&head.t()?)?)?;

@@ -8,7 +8,7 @@ use super::PairLogProbs;
 use super::trainer::passes;
 use crate::adapter::Adapter;
 use crate::data::{TokenizedExample, TokenizedPair};
-use crate::model::{CancelToken, Decoder, EngineError, PackedBatch, PassOptions};
+use crate::model::{CancelToken, Decoder, EngineError, PackedBatch, PassOptions, SCORE_ROWS};
 
 /// Sums over the supervised tokens of some texts.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -110,7 +110,7 @@ fn score(
     let options =
         PassOptions { lora: lora.as_ref(), cancel: cancel.clone(), ..PassOptions::default() };
     let state = decoder.forward(batch, &options)?;
-    let scores = decoder.score(&state, &batch.targets, false)?;
+    let scores = decoder.score(&state, &batch.targets, SCORE_ROWS, false)?;
     for (target, (log_prob, correct)) in
         batch.targets.iter().zip(scores.log_probs.into_iter().zip(scores.correct))
     {

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::{AdamW, AdamWOptions, LocalObjective, PairLogProbs, PreferenceLoss, PreferenceReport};
 use crate::adapter::{Adapter, AdapterError, LayoutMismatch, ParameterSet};
 use crate::data::{TokenizedExample, TokenizedPair};
-use crate::model::{CancelToken, Decoder, Dropout, EngineError, PackedBatch, PassOptions};
+use crate::memory::MemoryPlan;
+use crate::model::{
+    CancelToken, Decoder, Dropout, EngineError, PackedBatch, PassOptions, SCORE_ROWS,
+};
 use crate::ops::TargetScores;
 
 /// How an adapter is trained.
@@ -27,6 +30,17 @@ pub struct TrainOptions {
     /// Layers, counted from the last, that keep their activations for the backward pass, where the
     /// others compute them again.
     pub kept_layers: usize,
+    /// Rows of logits that exist at once.
+    pub score_rows: usize,
+}
+
+impl TrainOptions {
+    /// The same options, laid out in memory as `plan` says.
+    #[must_use]
+    pub fn with_plan(self, plan: &MemoryPlan) -> Self {
+        let &MemoryPlan { max_pass_tokens, kept_layers, score_rows, .. } = plan;
+        Self { max_pass_tokens, kept_layers, score_rows, ..self }
+    }
 }
 
 impl Default for TrainOptions {
@@ -38,6 +52,7 @@ impl Default for TrainOptions {
             seed: 0,
             max_pass_tokens: 2048,
             kept_layers: 0,
+            score_rows: SCORE_ROWS,
         }
     }
 }
@@ -278,7 +293,8 @@ impl<'d> Trainer<'d> {
                 cancel: self.cancel.clone(),
             };
             let state = self.decoder.forward(&batch, &options)?;
-            let scores = self.decoder.score(&state, &batch.targets, true)?;
+            let scores =
+                self.decoder.score(&state, &batch.targets, self.options.score_rows, true)?;
             let (batch_loss, weights) = weigh(i, &batch, &scores);
             loss += batch_loss;
             let gradient = self.decoder.backward(&batch, state, scores, &weights, &options)?;

@@ -1,0 +1,227 @@
+//! How much memory training takes, and how to make it fit.
+//!
+//! [`plan`] decides by arithmetic, before anything is allocated, how many tokens one pass computes,
+//! how many layers keep their activations, and how many rows of logits exist at once. It predicts the
+//! peak of the process and refuses a budget that cannot be met, naming the smallest that can.
+
+use crate::adapter::LoraConfig;
+use crate::model::ModelConfig;
+
+/// Bytes of the program, its tokenizer and the allocator's slack, measured on small runs.
+const PROGRAM: u64 = 40 << 20;
+/// Largest chunk of logits.
+const LOGITS: u64 = 64 << 20;
+/// Rows of logits that are worth decoding the head for, at least.
+const SMALLEST_CHUNK: usize = 16;
+/// How many tokens' products take as long as decoding every weight once.
+const DECODE_TOKENS: f64 = 48.0;
+const F32: u64 = 4;
+
+/// What a training run is made of, as far as its memory is concerned.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload<'a> {
+    /// The model.
+    pub model: &'a ModelConfig,
+    /// Bytes of the base model's weights, mapped or in memory.
+    pub model_bytes: u64,
+    /// The adapter that is trained.
+    pub lora: &'a LoraConfig,
+    /// Parameter sets the size of the adapter besides its own state: the global adapter of FedProx,
+    /// the correction of SCAFFOLD.
+    pub extra_adapters: u64,
+    /// Tokens of the longest sequence, or of the longest preference pair.
+    pub longest: usize,
+    /// Tokens of a batch.
+    pub batch: usize,
+}
+
+/// How training is laid out in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Tokens computed in one pass.
+    pub max_pass_tokens: usize,
+    /// Layers that keep their activations, counted from the last.
+    pub kept_layers: usize,
+    /// Rows of logits that exist at once.
+    pub score_rows: usize,
+    /// Predicted peak of the process in bytes, the base model included.
+    pub peak_bytes: u64,
+}
+
+/// A budget too small for the workload.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a memory budget of {} MiB is too small for this model, rank and sequence length: the smallest \
+     that can be met is {} MiB",
+    budget >> 20,
+    smallest.div_ceil(1 << 20)
+)]
+pub struct BudgetTooSmall {
+    /// The budget, in bytes.
+    pub budget: u64,
+    /// The smallest that can be met, in bytes.
+    pub smallest: u64,
+}
+
+/// The fastest layout within `budget` bytes. Without a budget, half a gibibyte besides the base model
+/// is used, or more where a single sequence needs it.
+///
+/// # Errors
+/// When even the smallest layout exceeds the budget.
+pub fn plan(workload: &Workload, budget: Option<u64>) -> Result<MemoryPlan, BudgetTooSmall> {
+    let smallest = layout(workload, workload.longest, 0, SMALLEST_CHUNK);
+    let budget = match budget {
+        Some(budget) if budget < smallest.peak_bytes => {
+            return Err(BudgetTooSmall { budget, smallest: smallest.peak_bytes });
+        }
+        Some(budget) => budget,
+        None => (workload.model_bytes + (512 << 20)).max(smallest.peak_bytes),
+    };
+    let most_rows = (LOGITS / (F32 * workload.model.vocab_size.max(1) as u64)) as usize;
+    let most_rows = most_rows.clamp(SMALLEST_CHUNK, 1024);
+    let mut best = (cost(workload, &smallest), smallest);
+    for tokens in pass_sizes(workload) {
+        for rows in [SMALLEST_CHUNK, most_rows.div_ceil(4).max(SMALLEST_CHUNK), most_rows] {
+            let Some(kept) = most_kept(workload, tokens, rows, budget) else { continue };
+            let layout = layout(workload, tokens, kept, rows);
+            let cost = cost(workload, &layout);
+            if cost < best.0 {
+                best = (cost, layout);
+            }
+        }
+    }
+    Ok(best.1)
+}
+
+/// Sizes from one sequence to the whole batch, about a quarter apart.
+fn pass_sizes(workload: &Workload) -> impl Iterator<Item = usize> {
+    let end = workload.batch.max(workload.longest);
+    let next = move |&tokens: &usize| (tokens < end).then(|| (tokens + tokens / 4 + 1).min(end));
+    std::iter::successors(Some(workload.longest.max(1)), next)
+}
+
+fn most_kept(workload: &Workload, tokens: usize, rows: usize, budget: u64) -> Option<usize> {
+    let fits = |kept: &usize| layout(workload, tokens, *kept, rows).peak_bytes <= budget;
+    (0..=workload.model.num_layers).rev().find(fits)
+}
+
+/// Time of a batch in units of one product with every weight for one token: forward, backward, and
+/// forward again for layers that do not keep their activations.
+fn cost(workload: &Workload, plan: &MemoryPlan) -> f64 {
+    let layers = workload.model.num_layers.max(1) as f64;
+    let sweeps = 3.0 - plan.kept_layers as f64 / layers;
+    let passes = workload.batch.div_ceil(plan.max_pass_tokens.max(1)) as f64;
+    let head = workload.model.vocab_size as f64 * workload.model.hidden_size as f64;
+    let head_share = head / (weights_per_layer(workload.model) as f64 * layers);
+    let chunks = workload.batch as f64 / plan.score_rows as f64;
+    workload.batch as f64 * sweeps
+        + passes * sweeps * DECODE_TOKENS
+        + chunks * 2.0 * head_share * DECODE_TOKENS
+}
+
+fn weights_per_layer(model: &ModelConfig) -> u64 {
+    let shapes = crate::adapter::Target::ALL.map(|target| model.projection_shape(target));
+    shapes.iter().map(|(rows, cols)| (rows * cols) as u64).sum()
+}
+
+/// The peak of one layout. The names of the sums are those of `model/layer.rs`.
+fn layout(workload: &Workload, tokens: usize, kept: usize, score_rows: usize) -> MemoryPlan {
+    let model = workload.model;
+    let row = |values: usize| values as u64 * F32 * tokens as u64;
+    let (hidden, wide) = (model.hidden_size, model.intermediate_size);
+    let (query, kv) = (model.query_size(), model.kv_size());
+    // q, k, v, attended output and log-sum-exp, stream, gate, up.
+    let state = row(2 * query + 2 * kv + model.num_heads + hidden + 2 * wide);
+    let raw = match model.family {
+        crate::model::Family::Qwen3 => row(query + kv),
+        _ => 0,
+    };
+    let layers = model.num_layers as u64;
+    // Every layer's input, and the stream after the last.
+    let inputs = row(hidden) * (layers + 1) + (state + raw) * kept as u64;
+
+    // The backward pass of a layer: its state unless kept, dy, and the gradients around SwiGLU.
+    let again = if kept == 0 { state + raw } else { 0 };
+    let layer = again + row(hidden) + row(3 * wide);
+    // The head: selected rows, their norm and its gradient, and a chunk of logits.
+    let logits = (score_rows.min(tokens) * model.vocab_size) as u64 * F32;
+    let head = row(3 * hidden) + logits;
+    let pass = inputs + layer.max(head);
+
+    // Parameters, their copy for the pass, two moments, and gradients as tensors and summed.
+    let adapter = workload.lora.num_values(model) as u64 * F32;
+    let adapters = adapter * (6 + workload.extra_adapters);
+
+    // The kernels' panels are counted with the program; the embedding rows with the inputs.
+    let peak_bytes = PROGRAM + workload.model_bytes + adapters + pass;
+    MemoryPlan { max_pass_tokens: tokens, kept_layers: kept, score_rows, peak_bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::Target;
+    use crate::model::{Family, RopeScaling};
+
+    fn model() -> ModelConfig {
+        ModelConfig {
+            family: Family::Llama,
+            vocab_size: 49152,
+            hidden_size: 576,
+            intermediate_size: 1536,
+            num_layers: 30,
+            num_heads: 9,
+            num_kv_heads: 3,
+            head_dim: 64,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e5,
+            rope_scaling: RopeScaling::None,
+            max_context: 8192,
+            sliding_window: None,
+            sliding_window_from_layer: 0,
+            tie_word_embeddings: true,
+        }
+    }
+
+    fn with_workload<R>(f: impl FnOnce(&Workload) -> R) -> R {
+        let lora = LoraConfig::new(32, 64.0, &[Target::QProj, Target::VProj]).unwrap();
+        f(&Workload {
+            model: &model(),
+            model_bytes: 98 << 20,
+            lora: &lora,
+            extra_adapters: 0,
+            longest: 512,
+            batch: 4000,
+        })
+    }
+
+    #[test]
+    fn a_larger_budget_never_makes_a_slower_plan_and_is_never_exceeded() {
+        with_workload(|workload| {
+            let mut last = f64::INFINITY;
+            for mib in [300, 400, 600, 800, 1600, 6400] {
+                let plan = plan(workload, Some(mib << 20)).unwrap();
+                assert!(plan.peak_bytes <= mib << 20, "{plan:?}");
+                assert!(cost(workload, &plan) <= last, "{plan:?}");
+                last = cost(workload, &plan);
+            }
+        });
+    }
+
+    #[test]
+    fn a_budget_that_cannot_be_met_names_the_smallest_that_can() {
+        with_workload(|workload| {
+            let error = plan(workload, Some(100 << 20)).unwrap_err();
+            assert!(plan(workload, Some(error.smallest)).is_ok());
+            assert!(plan(workload, Some(error.smallest - 1)).is_err());
+        });
+    }
+
+    #[test]
+    fn without_a_budget_a_long_sequence_still_fits() {
+        with_workload(|workload| {
+            let long = Workload { longest: 100_000, batch: 100_000, ..*workload };
+            assert_eq!(plan(&long, None).unwrap().max_pass_tokens, 100_000);
+        });
+    }
+}
