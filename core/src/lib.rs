@@ -9,6 +9,7 @@
 
 pub mod adapter;
 pub mod client;
+mod config;
 pub mod data;
 pub mod device;
 pub mod files;

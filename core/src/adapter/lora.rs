@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ModelConfig;
+
 /// A projection of a decoder layer that can carry an adapter. The order is that of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -82,6 +84,20 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = Target::ALL.into_iter().find(|target| target.name() == text);
         found.ok_or_else(|| LoraConfigError::UnknownTarget { name: text.into() })
+    }
+}
+
+impl ModelConfig {
+    /// `(output, input)` features of an adaptable projection.
+    pub fn projection_shape(&self, target: Target) -> (usize, usize) {
+        let hidden = self.hidden_size;
+        match target {
+            Target::QProj => (self.query_size(), hidden),
+            Target::KProj | Target::VProj => (self.kv_size(), hidden),
+            Target::OProj => (hidden, self.query_size()),
+            Target::GateProj | Target::UpProj => (self.intermediate_size, hidden),
+            Target::DownProj => (hidden, self.intermediate_size),
+        }
     }
 }
 
@@ -178,7 +194,7 @@ impl LoraConfig {
     }
 
     /// Values of such an adapter for `model`.
-    pub fn num_values(&self, model: &crate::model::ModelConfig) -> usize {
+    pub fn num_values(&self, model: &ModelConfig) -> usize {
         let shapes = self.targets.iter().map(|&target| model.projection_shape(target));
         shapes.map(|(rows, cols)| self.rank * (rows + cols)).sum::<usize>() * model.num_layers
     }

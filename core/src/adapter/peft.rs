@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 use super::peft_config::{self, PeftConfig, PeftConfigError, TargetModules};
 use super::tensor_file::TensorFileError;
 use super::{LoraConfig, LoraConfigError, Parameter, ParameterSet, Target};
+use crate::config::ModelConfig;
 use crate::files::write_atomically;
-use crate::model::ModelConfig;
 
 /// Name of the configuration in an adapter's folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -322,7 +322,7 @@ fn kaiming_uniform(name: &str, count: usize, fan_in: usize, seed: u64) -> Vec<f3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Family, RopeScaling};
+    use crate::config::{Family, RopeScaling};
 
     fn fixture(folder: &str) -> PathBuf {
         Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures")).join(folder)

@@ -5,7 +5,7 @@
 //! peak of the process and refuses a budget that cannot be met, naming the smallest that can.
 
 use crate::adapter::LoraConfig;
-use crate::model::ModelConfig;
+use crate::config::ModelConfig;
 
 /// Bytes of the program, its tokenizer and the allocator's slack, measured on small runs.
 const PROGRAM: u64 = 40 << 20;
@@ -133,7 +133,7 @@ fn layout(workload: &Workload, tokens: usize, kept: usize, score_rows: usize) ->
     // q, k, v, attended output and log-sum-exp, stream, gate, up.
     let state = row(2 * query + 2 * kv + model.num_heads + hidden + 2 * wide);
     let raw = match model.family {
-        crate::model::Family::Qwen3 => row(query + kv),
+        crate::config::Family::Qwen3 => row(query + kv),
         _ => 0,
     };
     let layers = model.num_layers as u64;
@@ -161,7 +161,7 @@ fn layout(workload: &Workload, tokens: usize, kept: usize, score_rows: usize) ->
 mod tests {
     use super::*;
     use crate::adapter::Target;
-    use crate::model::{Family, RopeScaling};
+    use crate::config::{Family, RopeScaling};
 
     fn model() -> ModelConfig {
         ModelConfig {

@@ -9,10 +9,10 @@ use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
 
-use super::config::{ModelConfig, RopeScaling};
 use super::error::ModelError;
 use super::families::FamilySpec;
 use super::tensors::{StoredAs, TensorEntry, TensorIndex};
+use crate::config::{ModelConfig, RopeScaling};
 use crate::weight::MappedFile;
 
 /// The formats a safetensors matrix may have, for people.

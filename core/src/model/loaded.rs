@@ -7,7 +7,6 @@ use std::sync::OnceLock;
 use sha2::{Digest, Sha256};
 
 use super::chat::ChatTemplate;
-use super::config::ModelConfig;
 use super::error::ModelError;
 use super::gguf::GgufModel;
 use super::hf::{HfFolder, files_with_extension};
@@ -15,6 +14,7 @@ use super::names::Naming;
 use super::summary::ModelSummary;
 use super::tokenizer::{self, TextTokenizer};
 use super::weights::DecoderWeights;
+use crate::config::ModelConfig;
 
 /// A frozen base model: hyperparameters, memory-mapped weights, tokenizer.
 #[derive(Debug)]

@@ -1,7 +1,6 @@
 //! Decoder-only language models: files, configuration, tokenizer, forward and backward pass.
 
 mod chat;
-mod config;
 mod decoder;
 mod error;
 mod families;
@@ -17,8 +16,8 @@ mod tensors;
 mod tokenizer;
 mod weights;
 
+pub use crate::config::{Family, ModelConfig, RopeScaling};
 pub use chat::{ChatTemplate, ChatTemplateError};
-pub use config::{Family, ModelConfig, RopeScaling};
 pub use decoder::{
     Cache, CancelToken, Decoder, EngineError, ForwardState, PassOptions, SCORE_ROWS,
 };

@@ -5,9 +5,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::config::RopeScaling;
 use super::loaded::LoadedModel;
 use super::weights::DecoderWeights;
+use crate::config::RopeScaling;
 use crate::weight::FrozenWeight;
 
 /// A model's architecture, size and equipment, to be shown or written as JSON.

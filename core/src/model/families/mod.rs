@@ -8,12 +8,12 @@ mod mistral;
 mod qwen2;
 mod qwen3;
 
-use super::config::{Family, ModelConfig};
 use super::error::ModelError;
 use super::hf::HfConfig;
 use super::names::{LayerTensor as L, Naming, Tensor};
 use super::tensors::TensorIndex;
 use super::weights::{DecoderWeights, LayerWeights};
+use crate::config::{Family, ModelConfig};
 use crate::weight::RowOrder;
 
 /// A family of decoders: what its files are called and how its layers differ from Llama's.

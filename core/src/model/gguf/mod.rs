@@ -6,11 +6,11 @@ use std::path::Path;
 
 pub(super) use reader::GgufFile;
 
-use super::config::{ModelConfig, RopeScaling};
 use super::error::ModelError;
 use super::families::FamilySpec;
 use super::names::{Naming, Tensor};
 use super::tensors::TensorIndex;
+use crate::config::{ModelConfig, RopeScaling};
 
 /// Divisors of the rotary frequencies (Llama 3.1 and later).
 const ROPE_DIVISORS: &str = "rope_freqs.weight";

@@ -178,19 +178,6 @@ impl ModelConfig {
         self.sliding_window.filter(|_| layer >= self.sliding_window_from_layer)
     }
 
-    /// `(output, input)` features of an adaptable projection.
-    pub fn projection_shape(&self, target: crate::adapter::Target) -> (usize, usize) {
-        use crate::adapter::Target as T;
-        let hidden = self.hidden_size;
-        match target {
-            T::QProj => (self.query_size(), hidden),
-            T::KProj | T::VProj => (self.kv_size(), hidden),
-            T::OProj => (hidden, self.query_size()),
-            T::GateProj | T::UpProj => (self.intermediate_size, hidden),
-            T::DownProj => (hidden, self.intermediate_size),
-        }
-    }
-
     /// Inverse rotary frequencies, radians per token, one per pair of a head (`head_dim / 2`),
     /// computed in f64: `theta^(-2i / head_dim)`, then stretched by [`RopeScaling`].
     pub fn inverse_frequencies(&self) -> Vec<f64> {
