@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use candle_core::quantized::GgmlDType;
 
+use super::isa::{Isa, multiversion};
 use crate::weight::FrozenWeight;
 
 /// Values in a block of the K formats.
@@ -17,7 +18,7 @@ const K: usize = 256;
 /// # Panics
 /// When the row does not exist or `out` is not as long as the weight has columns.
 pub fn dequantize_row(weight: &FrozenWeight, row: usize, out: &mut [f32]) {
-    dequantize_columns(weight, row, 0..weight.cols(), out);
+    dequantize_rows(weight, row..row + 1, out);
 }
 
 /// Writes the rows `rows` of `weight` as f32, one after the other.
@@ -25,28 +26,36 @@ pub fn dequantize_row(weight: &FrozenWeight, row: usize, out: &mut [f32]) {
 /// # Panics
 /// When a row does not exist or `out` does not hold `rows.len()` times the weight's columns.
 pub fn dequantize_rows(weight: &FrozenWeight, rows: Range<usize>, out: &mut [f32]) {
-    assert_eq!(out.len(), rows.len() * weight.cols(), "rows of {}", weight.name());
-    if weight.cols() > 0 {
-        for (row, out) in rows.zip(out.chunks_exact_mut(weight.cols())) {
-            dequantize_row(weight, row, out);
-        }
-    }
+    decode_block(Isa::active(), weight, rows, 0..weight.cols(), out);
 }
 
-/// Writes the columns `columns` of row `row`; both ends must lie between blocks of the format.
-pub(super) fn dequantize_columns(
+multiversion! {
+    /// Writes these columns of these rows, one row after the other. Where not all columns are
+    /// asked for, both ends must lie between blocks of the format.
+    ///
+    /// # Panics
+    /// When a row or column does not exist or `out` has another length.
+    pub(super) fn decode_block(weight: &FrozenWeight, rows: Range<usize>, columns: Range<usize>,
+        out: &mut [f32]) = decode_rows
+}
+
+#[inline(always)]
+fn decode_rows<const FMA: bool>(
     weight: &FrozenWeight,
-    row: usize,
+    rows: Range<usize>,
     columns: Range<usize>,
     out: &mut [f32],
 ) {
-    assert!(row < weight.rows(), "row {row} of {} of {}", weight.rows(), weight.name());
-    assert_eq!(out.len(), columns.len(), "columns of {}", weight.name());
-    let format = weight.format();
-    let (block, size) = (format.block_size(), format.type_size());
+    assert!(rows.end <= weight.rows(), "rows {rows:?} of {}", weight.name());
+    assert_eq!(out.len(), rows.len() * columns.len(), "rows of {}", weight.name());
+    let (block, size) = (weight.format().block_size(), weight.format().type_size());
     debug_assert!(columns.start.is_multiple_of(block) && columns.end.is_multiple_of(block));
-    let bytes = &weight.row_bytes(row)[columns.start / block * size..columns.end / block * size];
-    decode(format, bytes, out);
+    let bytes = columns.start / block * size..columns.end / block * size;
+    if !columns.is_empty() {
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+            decode(weight.format(), &weight.row_bytes(row)[bytes.clone()], out);
+        }
+    }
 }
 
 /// Decodes whole blocks.
@@ -363,7 +372,7 @@ mod tests {
         let weight = FrozenWeight::owned("w", (2, 96), GgmlDType::Q8_0, bytes).unwrap();
         let (mut row, mut part) = ([0.0; 96], [0.0; 32]);
         dequantize_row(&weight, 1, &mut row);
-        dequantize_columns(&weight, 1, 32..64, &mut part);
+        decode_block(Isa::active(), &weight, 1..2, 32..64, &mut part);
         assert_eq!(part, row[32..64]);
     }
 }

@@ -1,12 +1,12 @@
-//! Products with a frozen weight, which is decoded a panel of rows at a time.
+//! Products with a frozen weight, which is decoded a panel at a time.
 
 use std::ops::Range;
 
-use super::{Output, Precision, View, dequantize_rows, matmul};
+use super::isa::Isa;
+use super::product::{Operand, Target, View, product};
+use super::shared::Shared;
+use super::{Output, Precision};
 use crate::weight::FrozenWeight;
-
-/// Rows of the weight decoded at a time.
-const PANEL: usize = 256;
 
 /// `Y = X·Wᵀ` with the rows `rows` of the weight: `x` is `[m, w.cols]`, `y` is `[m, rows.len()]`.
 ///
@@ -23,24 +23,12 @@ pub fn frozen_matmul(
     output: Output,
     precision: Precision,
 ) {
-    let (n, k) = (rows.len(), w.cols());
+    let n = rows.len();
     assert!(rows.end <= w.rows(), "rows {rows:?} of {}, which has {}", w.name(), w.rows());
     assert_eq!(y.len(), m * n, "output of {}", w.name());
-    let x = View::new(x, m, k);
-    let mut panel = vec![0.0; PANEL.min(n) * k];
-    let mut part = vec![0.0; m * PANEL.min(n)];
-    for start in (0..n).step_by(PANEL) {
-        let width = PANEL.min(n - start);
-        let panel = &mut panel[..width * k];
-        dequantize_rows(w, rows.start + start..rows.start + start + width, panel);
-        let part = &mut part[..m * width];
-        matmul(x, View::new(panel, width, k).t(), 1.0, part, Output::Overwrite, precision);
-        for (y, part) in y.chunks_exact_mut(n).zip(part.chunks_exact(width)) {
-            for (y, part) in y[start..start + width].iter_mut().zip(part) {
-                *y = if output == Output::Accumulate { *y + part } else { *part };
-            }
-        }
-    }
+    let x = View::new(x, m, w.cols());
+    let target = Target { values: Shared::new(y), stride: n, output };
+    product(Isa::active(), x, &Operand::weight_transposed(w, rows), 1.0, target, precision);
 }
 
 /// `dX = dY·W` with the rows `rows` of the weight: `dy` is `[m, rows.len()]`, `dx` is
@@ -57,23 +45,12 @@ pub fn frozen_matmul_transposed(
     output: Output,
     precision: Precision,
 ) {
-    let (n, k) = (rows.len(), w.cols());
+    let k = w.cols();
     assert!(rows.end <= w.rows(), "rows {rows:?} of {}, which has {}", w.name(), w.rows());
-    assert_eq!(dy.len(), m * n, "gradient of the output of {}", w.name());
     assert_eq!(dx.len(), m * k, "gradient of the input of {}", w.name());
-    if output == Output::Overwrite {
-        dx.fill(0.0);
-    }
-    let mut panel = vec![0.0; PANEL.min(n) * k];
-    for start in (0..n).step_by(PANEL) {
-        let width = PANEL.min(n - start);
-        let panel = &mut panel[..width * k];
-        dequantize_rows(w, rows.start + start..rows.start + start + width, panel);
-        if m > 0 {
-            let dy = View::strided(&dy[start..], m, width, n);
-            matmul(dy, View::new(panel, width, k), 1.0, dx, Output::Accumulate, precision);
-        }
-    }
+    let dy = View::new(dy, m, rows.len());
+    let target = Target { values: Shared::new(dx), stride: k, output };
+    product(Isa::active(), dy, &Operand::weight(w, rows), 1.0, target, precision);
 }
 
 #[cfg(test)]
@@ -82,6 +59,7 @@ mod tests {
     use candle_core::{Device, Tensor};
     use rand::{Rng, SeedableRng};
 
+    use super::super::dequantize_rows;
     use super::*;
 
     fn random(n: usize, seed: u64) -> Vec<f32> {

@@ -15,7 +15,9 @@ mod dequantize;
 mod frozen;
 mod isa;
 mod lanes;
+mod measure;
 mod norm;
+mod product;
 mod rotary;
 mod shared;
 mod swiglu;
@@ -28,11 +30,13 @@ pub use attention::{AttentionShape, Segment, attention, attention_backward};
 pub use cross_entropy::{
     HeadChunk, SoftmaxRow, cross_entropy_gradient, linear_cross_entropy, softmax_chunk,
 };
-pub use dense::{View, matmul};
+pub use dense::matmul;
 pub use dequantize::{dequantize_row, dequantize_rows};
 pub use frozen::{frozen_matmul, frozen_matmul_transposed};
 pub use isa::{InstructionSet, InstructionSetError};
+pub use measure::{KernelSpeeds, ProductShape, ProductSpeed, SMOLLM2_135M, measure};
 pub use norm::{rms_norm, rms_norm_backward};
+pub use product::View;
 pub use rotary::{Rotation, rotary};
 pub use swiglu::{swiglu, swiglu_backward};
 pub use threads::{Threads, ThreadsError};

@@ -36,4 +36,21 @@ impl<'a> Shared<'a> {
         // else refers to it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
+
+    /// The same without its first `skipped` values.
+    pub(super) fn from(self, skipped: usize) -> Self {
+        assert!(skipped <= self.len, "place {skipped} of {}", self.len);
+        Self { start: self.start.wrapping_add(skipped), len: self.len - skipped, ..self }
+    }
+
+    /// How many values there are.
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
+    /// A pointer to the value at `at`, for functions that write rows some stride apart.
+    pub(super) fn pointer(self, at: usize) -> *mut f32 {
+        debug_assert!(at < self.len, "place {at} of {}", self.len);
+        self.start.wrapping_add(at)
+    }
 }

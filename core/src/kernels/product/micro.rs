@@ -1,0 +1,183 @@
+//! Micro-kernels: the innermost loops, one tile of the product at a time.
+
+use std::ops::Range;
+
+use super::Target;
+use super::encode::{Depth, Layout, LeftBlock, Panels};
+use crate::kernels::Precision;
+use crate::kernels::isa::{InstructionSet, Isa};
+
+/// Encoded rows of the left factor.
+#[derive(Clone, Copy)]
+pub(super) struct Left {
+    /// Word `w` of row `i` is at `i·stride + w`.
+    pub(super) words: *const u32,
+    pub(super) stride: usize,
+    /// The scale of run `r` of row `i` is at `i·runs + r`; unused but for [`Layout::Fixed16`].
+    pub(super) scales: *const f32,
+}
+
+/// An encoded panel of the right factor.
+#[derive(Clone, Copy)]
+pub(super) struct Right {
+    /// Word `w` of lane `j` is at `w·cols + j`.
+    pub(super) words: *const u32,
+    /// The scale of run `r` of lane `j` is at `r·cols + j`; unused but for [`Layout::Fixed16`].
+    pub(super) scales: *const f32,
+}
+
+/// A tile of the product.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// Value `(i, j)` is at `i·stride + j`.
+    pub(super) values: *mut f32,
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    /// Whether the product is added to what the tile holds, which is not read otherwise.
+    pub(super) accumulate: bool,
+}
+
+/// Computes a tile from `rows` rows and a full panel, whose lanes beyond `cols` are ignored.
+///
+/// # Safety
+/// The processor must have the kernel's instructions; the tile must have at least one row and
+/// column, and at most as many as the kernel; the pointers must reach all that the sizes span,
+/// and nothing else may use the tile's values meanwhile.
+pub(super) type Run = unsafe fn(depth: Depth, left: Left, right: Right, tile: Tile);
+
+/// A micro-kernel and the sizes it works on.
+#[derive(Debug)]
+pub(super) struct MicroKernel {
+    /// Most rows of a tile.
+    pub(super) rows: usize,
+    /// Lanes of a panel.
+    pub(super) cols: usize,
+    pub(super) layout: Layout,
+    /// Most values in depth: a panel of this depth fits a first-level cache.
+    pub(super) depth: usize,
+    pub(super) run: Run,
+}
+
+impl MicroKernel {
+    /// The fastest one.
+    pub(super) fn choose(isa: Isa, precision: Precision) -> &'static Self {
+        match (isa.set(), precision) {
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::Avx512Vnni, Precision::Bf16) => &super::x86_64::AVX512_FIXED16,
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::Avx512Bf16, Precision::Bf16) => &super::x86_64::AVX512_BF16,
+            #[cfg(target_arch = "x86_64")]
+            (
+                InstructionSet::Avx512 | InstructionSet::Avx512Bf16 | InstructionSet::Avx512Vnni,
+                _,
+            ) => &super::x86_64::AVX512_F32,
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::Avx2, _) => &super::x86_64::AVX2_F32,
+            #[cfg(target_arch = "aarch64")]
+            (InstructionSet::NeonBf16, Precision::Bf16) => &super::aarch64::NEON_BF16,
+            #[cfg(target_arch = "aarch64")]
+            (InstructionSet::Neon | InstructionSet::NeonBf16, _) => &super::aarch64::NEON_F32,
+            _ => &PORTABLE,
+        }
+    }
+
+    /// Into how deep blocks a depth of `k` is divided; a multiple of `unit` if not all of `k`.
+    pub(super) fn depth_block(&self, k: usize, unit: usize) -> usize {
+        let blocks = k.div_ceil(self.depth.max(unit));
+        k.div_ceil(blocks).next_multiple_of(unit).min(k)
+    }
+
+    /// Computes the tile of `target` at the rows and columns `place`, from the rows of `left` from
+    /// `row` on and a panel.
+    ///
+    /// # Panics
+    /// When the factors were not encoded for this kernel and one depth, or do not hold the rows.
+    ///
+    /// # Safety
+    /// The place must lie inside the target, and nothing else may use it meanwhile.
+    pub(super) unsafe fn tile(
+        &self,
+        left: &LeftBlock,
+        row: usize,
+        panels: &Panels,
+        panel: usize,
+        target: Target,
+        (rows, cols): (Range<usize>, Range<usize>),
+        accumulate: bool,
+    ) {
+        let depth = left.depth();
+        assert!((1..=self.rows).contains(&rows.len()) && (1..=self.cols).contains(&cols.len()));
+        let (left_words, left_scales) = left.rows(row..row + rows.len());
+        let (right_words, right_scales) = panels.panel(panel);
+        assert!(
+            right_words.len() == depth.words * self.cols
+                && right_scales.len() == depth.runs * self.cols
+                && left.stride() >= depth.words
+        );
+        let at = rows.start * target.stride + cols.start;
+        // SAFETY: an encoded block exists only for a kernel that the processor runs. The slices
+        // just taken hold the rows and the panel, which the assertions compare with the depth; the
+        // caller vouches for the tile.
+        unsafe {
+            (self.run)(
+                depth,
+                Left {
+                    words: left_words.as_ptr(),
+                    stride: left.stride(),
+                    scales: left_scales.as_ptr(),
+                },
+                Right { words: right_words.as_ptr(), scales: right_scales.as_ptr() },
+                Tile {
+                    values: target.values.pointer(at),
+                    stride: target.stride,
+                    rows: rows.len(),
+                    cols: cols.len(),
+                    accumulate,
+                },
+            );
+        }
+    }
+}
+
+/// Calls a const-generic kernel with the tile's rows.
+macro_rules! with_rows {
+    ($run:ident, $tile:ident, $arguments:tt, $($rows:literal)*) => {
+        match $tile.rows {
+            $($rows => $run::<$rows> $arguments,)*
+            _ => unreachable!("a tile of more rows than the kernel has"),
+        }
+    };
+}
+pub(super) use with_rows;
+
+/// Plain Rust; the compiler uses what every processor of the target has.
+static PORTABLE: MicroKernel =
+    MicroKernel { rows: 4, cols: 8, layout: Layout::F32, depth: 256, run: portable };
+
+/// # Safety
+/// As [`Run`].
+unsafe fn portable(depth: Depth, left: Left, right: Right, tile: Tile) {
+    const COLS: usize = 8;
+    let mut sums = [[0.0f32; COLS]; 4];
+    for word in 0..depth.words {
+        // SAFETY: the panel holds `words` times `COLS` words.
+        let b: [f32; COLS] = unsafe { right.words.add(word * COLS).cast::<[f32; COLS]>().read() };
+        for (row, sums) in sums.iter_mut().enumerate().take(tile.rows) {
+            // SAFETY: the rows hold `words` words each.
+            let a = f32::from_bits(unsafe { *left.words.add(row * left.stride + word) });
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum += a * b;
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate().take(tile.rows) {
+        // SAFETY: the tile has this row, of `cols` values.
+        let out = unsafe {
+            std::slice::from_raw_parts_mut(tile.values.add(row * tile.stride), tile.cols)
+        };
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = if tile.accumulate { *out + sum } else { *sum };
+        }
+    }
+}
