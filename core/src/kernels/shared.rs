@@ -37,12 +37,6 @@ impl<'a> Shared<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
-    /// The same without its first `skipped` values.
-    pub(super) fn from(self, skipped: usize) -> Self {
-        assert!(skipped <= self.len, "place {skipped} of {}", self.len);
-        Self { start: self.start.wrapping_add(skipped), len: self.len - skipped, ..self }
-    }
-
     /// How many values there are.
     pub(super) fn len(self) -> usize {
         self.len

@@ -1,8 +1,5 @@
 //! Micro-kernels: the innermost loops, one tile of the product at a time.
 
-use std::ops::Range;
-
-use super::Target;
 use super::encode::{Depth, Layout, LeftBlock, Panels};
 use crate::kernels::Precision;
 use crate::kernels::isa::{InstructionSet, Isa};
@@ -88,55 +85,39 @@ impl MicroKernel {
         k.div_ceil(blocks).next_multiple_of(unit).min(k)
     }
 
-    /// Computes the tile of `target` at the rows and columns `place`, from the rows of `left` from
-    /// `row` on and a panel.
+    /// Computes a tile from the rows of `left` from `row` on and a panel.
     ///
     /// # Panics
     /// When the factors were not encoded for this kernel and one depth, or do not hold the rows.
     ///
     /// # Safety
-    /// The place must lie inside the target, and nothing else may use it meanwhile.
+    /// The tile's values must be there, and nothing else may use them meanwhile.
     pub(super) unsafe fn tile(
         &self,
         left: &LeftBlock,
         row: usize,
-        panels: &Panels,
-        panel: usize,
-        target: Target,
-        (rows, cols): (Range<usize>, Range<usize>),
-        accumulate: bool,
+        (panels, panel): (&Panels, usize),
+        tile: Tile,
     ) {
         let depth = left.depth();
-        assert!((1..=self.rows).contains(&rows.len()) && (1..=self.cols).contains(&cols.len()));
-        let (left_words, left_scales) = left.rows(row..row + rows.len());
+        assert!((1..=self.rows).contains(&tile.rows) && (1..=self.cols).contains(&tile.cols));
+        let (left_words, left_scales) = left.rows(row..row + tile.rows);
         let (right_words, right_scales) = panels.panel(panel);
         assert!(
             right_words.len() == depth.words * self.cols
                 && right_scales.len() == depth.runs * self.cols
                 && left.stride() >= depth.words
         );
-        let at = rows.start * target.stride + cols.start;
-        // SAFETY: an encoded block exists only for a kernel that the processor runs. The slices
-        // just taken hold the rows and the panel, which the assertions compare with the depth; the
-        // caller vouches for the tile.
-        unsafe {
-            (self.run)(
-                depth,
-                Left {
-                    words: left_words.as_ptr(),
-                    stride: left.stride(),
-                    scales: left_scales.as_ptr(),
-                },
-                Right { words: right_words.as_ptr(), scales: right_scales.as_ptr() },
-                Tile {
-                    values: target.values.pointer(at),
-                    stride: target.stride,
-                    rows: rows.len(),
-                    cols: cols.len(),
-                    accumulate,
-                },
-            );
-        }
+        let left = Left {
+            words: left_words.as_ptr(),
+            stride: left.stride(),
+            scales: left_scales.as_ptr(),
+        };
+        let right = Right { words: right_words.as_ptr(), scales: right_scales.as_ptr() };
+        // SAFETY: a kernel is chosen by an `Isa`, which proves its instructions. The slices just
+        // taken hold the rows and the panel, whose sizes the assertions compare with the depth;
+        // the caller vouches for the tile.
+        unsafe { (self.run)(depth, left, right, tile) }
     }
 }
 

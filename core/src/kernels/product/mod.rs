@@ -24,7 +24,7 @@ use rayon::prelude::*;
 #[cfg(test)]
 use self::encode::Layout;
 use self::encode::{LeftBlock, Panels};
-use self::micro::MicroKernel;
+use self::micro::{MicroKernel, Tile};
 pub(super) use self::operand::Operand;
 pub use self::operand::View;
 use super::isa::Isa;
@@ -127,12 +127,17 @@ impl Work<'_> {
                 let width = self.kernel.cols.min(columns.end - at);
                 for row in some.clone().step_by(self.kernel.rows) {
                     let height = self.kernel.rows.min(some.end - row);
-                    let place = ((rows.start + row)..(rows.start + row + height), at..at + width);
+                    let first = (rows.start + row) * self.target.stride + at;
+                    let tile = Tile {
+                        values: self.target.values.pointer(first),
+                        stride: self.target.stride,
+                        rows: height,
+                        cols: width,
+                        accumulate,
+                    };
                     // SAFETY: every task has rows or columns of its own, so tiles do not overlap,
                     // and `product` checked that the target holds all of them.
-                    unsafe {
-                        self.kernel.tile(left, row, panels, panel, self.target, place, accumulate);
-                    }
+                    unsafe { self.kernel.tile(left, row, (panels, panel), tile) };
                 }
             }
         };

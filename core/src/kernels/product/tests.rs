@@ -57,8 +57,8 @@ fn check(
     for isa in Isa::all() {
         for precision in [Precision::F32, Precision::Bf16] {
             let mut c = before.clone();
-            let values = Shared::new(&mut c);
-            let target = Target { values: values.from(margin), stride, output };
+            let values = Shared::new(&mut c[margin..]);
+            let target = Target { values, stride, output };
             threads.run(|| product(isa, a, operand, scale, target, precision));
             // Values are below 1 in magnitude (4 in some weights), so rounding each factor to
             // within `error` moves a sum of k products by at most this.
