@@ -1,1 +1,191 @@
-//! To come.
+//! Adapters on the wire: what a client sends back and what the server hands out.
+//!
+//! A client sends the *difference* of its trained adapter to the global one it started from; the
+//! server hands out whole adapters. Both are a [`ParameterSet`] in the same message: a header that
+//! says which base and which layout the values belong to, then the values in the form of a
+//! [`Codec`], compressed. `docs/formats/update.md` gives it byte by byte.
+//!
+//! Bytes from the network are not trusted. Decoding needs the layout that the receiver expects and
+//! takes memory for that layout only, whatever the message claims; what decodes is finite.
+
+mod codec;
+mod header;
+
+pub use codec::Codec;
+pub use header::{BaseId, Header};
+
+use sha2::{Digest, Sha256};
+
+use crate::adapter::ParameterSet;
+use header::{CHECKSUM_LEN, HEADER_LEN};
+
+/// Why a set cannot be sent or a message not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError {
+    /// A value to send is NaN or infinite.
+    #[error(
+        "the update holds NaN or an infinity in tensor {name}: training diverged, lower the learning rate"
+    )]
+    NotFinite {
+        /// The tensor.
+        name: String,
+    },
+    /// The message ends early.
+    #[error("the message has {found} bytes, but {needed} are needed: it was cut short")]
+    Truncated {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there are.
+        found: u64,
+    },
+    /// The message does not start as one.
+    #[error("the message is no adapter update: it does not start with FTUP")]
+    NotAnUpdate,
+    /// A format version of another time.
+    #[error(
+        "the message has format version {found}, this build reads version {supported}: update the older side"
+    )]
+    Version {
+        /// The message's version.
+        found: u16,
+        /// The version read here.
+        supported: u16,
+    },
+    /// A codec that this build does not have.
+    #[error(
+        "the message uses codec {0}, which this build does not know: update it, or let the sender use f16"
+    )]
+    UnknownCodec(u8),
+    /// The bytes changed on their way.
+    #[error("the message's checksum is wrong: it was damaged on its way, send it again")]
+    Checksum,
+    /// The message speaks of other tensors.
+    #[error(
+        "the message holds another adapter's tensors ({tensors} with {values} values; {expected_tensors} with {expected_values} are expected): check rank and targets"
+    )]
+    Layout {
+        /// Tensors in the message.
+        tensors: u32,
+        /// Values in the message.
+        values: u64,
+        /// Tensors expected.
+        expected_tensors: usize,
+        /// Values expected.
+        expected_values: usize,
+    },
+    /// The difference was taken from another version of the global adapter.
+    #[error(
+        "the update starts from another version of the global adapter: fetch the current one and train again"
+    )]
+    OtherBase,
+    /// The values cannot be unpacked.
+    #[error("the message's values are damaged: {0}")]
+    Payload(&'static str),
+    /// The values cannot be packed.
+    #[error("cannot compress the update: {0}")]
+    Compress(std::io::Error),
+}
+
+/// How hard zstd tries: beyond this level it is slower without being smaller on float planes.
+const COMPRESSION_LEVEL: i32 = 3;
+
+/// A message with the values of `set`, tied to no base: a whole adapter, or a difference whose base
+/// both sides know.
+///
+/// # Errors
+/// When a value is not finite.
+pub fn encode(set: &ParameterSet, codec: Codec) -> Result<Vec<u8>, UpdateError> {
+    encode_for_base(set, BaseId::NONE, codec)
+}
+
+/// A message with a difference to the global adapter that `base` names.
+///
+/// # Errors
+/// When a value is not finite.
+pub fn encode_for_base(
+    difference: &ParameterSet,
+    base: BaseId,
+    codec: Codec,
+) -> Result<Vec<u8>, UpdateError> {
+    let not_finite = |values: &[f32]| values.iter().any(|v| !v.is_finite());
+    if let Some(entry) = difference.iter().find(|entry| not_finite(&entry.values)) {
+        return Err(UpdateError::NotFinite { name: entry.name.clone() });
+    }
+    let raw = codec.pack(difference);
+    let payload = zstd::bulk::compress(&raw, COMPRESSION_LEVEL).map_err(UpdateError::Compress)?;
+    let header = Header::new(difference, base, codec, payload.len());
+    let mut message = Vec::with_capacity(HEADER_LEN + CHECKSUM_LEN + payload.len());
+    message.extend(header.to_bytes());
+    message.extend(checksum(&message, &payload));
+    message.extend(payload);
+    Ok(message)
+}
+
+/// Reads a message whose values have the layout of `layout` (its values do not matter).
+///
+/// # Errors
+/// When the message is damaged, of another version, codec or layout, or holds values that are not
+/// finite.
+pub fn decode(bytes: &[u8], layout: &ParameterSet) -> Result<ParameterSet, UpdateError> {
+    decode_checked(bytes, layout, |_| true)
+}
+
+/// As [`decode`], and refuses a difference to any other base than `base`.
+///
+/// # Errors
+/// As [`decode`], and [`UpdateError::OtherBase`].
+pub fn decode_for_base(
+    bytes: &[u8],
+    layout: &ParameterSet,
+    base: BaseId,
+) -> Result<ParameterSet, UpdateError> {
+    decode_checked(bytes, layout, |found| found == base)
+}
+
+fn decode_checked(
+    bytes: &[u8],
+    layout: &ParameterSet,
+    accepts: impl Fn(BaseId) -> bool,
+) -> Result<ParameterSet, UpdateError> {
+    let header = Header::read(bytes)?;
+    let (head, rest) = bytes.split_at(HEADER_LEN);
+    let payload = rest.get(CHECKSUM_LEN..).unwrap_or_default();
+    let (needed, found) = (header.payload_len(), payload.len() as u64);
+    if needed > found {
+        let around = (HEADER_LEN + CHECKSUM_LEN) as u64;
+        let (needed, found) = (needed.saturating_add(around), bytes.len() as u64);
+        return Err(UpdateError::Truncated { needed, found });
+    }
+    if needed < found {
+        return Err(UpdateError::Payload("bytes follow its end"));
+    }
+    if rest[..CHECKSUM_LEN] != checksum(head, payload) {
+        return Err(UpdateError::Checksum);
+    }
+    header.check_layout(layout)?;
+    if !accepts(header.base) {
+        return Err(UpdateError::OtherBase);
+    }
+    // The receiver's own layout bounds the memory: zstd stops where more would come out.
+    let raw_len = header.codec.packed_len(layout);
+    let raw = zstd::bulk::decompress(payload, raw_len)
+        .map_err(|_| UpdateError::Payload("they do not decompress to the size of the adapter"))?;
+    if raw.len() != raw_len {
+        return Err(UpdateError::Payload("they are fewer than the adapter has"));
+    }
+    let mut set = layout.zeros_like();
+    header.codec.unpack(&raw, &mut set)?;
+    Ok(set)
+}
+
+/// The first bytes of the SHA-256 of header and payload.
+fn checksum(header: &[u8], payload: &[u8]) -> [u8; CHECKSUM_LEN] {
+    let digest = Sha256::new().chain_update(header).chain_update(payload).finalize();
+    let mut first = [0; CHECKSUM_LEN];
+    first.copy_from_slice(&digest[..CHECKSUM_LEN]);
+    first
+}
+
+#[cfg(test)]
+mod tests;

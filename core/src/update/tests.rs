@@ -1,0 +1,184 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::adapter::Parameter;
+
+fn set(tensors: &[(&str, Vec<f32>)]) -> ParameterSet {
+    let entries = tensors.iter().map(|(name, values)| Parameter {
+        name: (*name).into(),
+        shape: vec![values.len()],
+        values: values.clone(),
+    });
+    ParameterSet::new(entries.collect())
+}
+
+fn sample() -> ParameterSet {
+    set(&[("a", vec![1.0, -0.25, 3e-4]), ("b", vec![0.0, 0.0]), ("c", vec![-5e-9, 2.5e-6])])
+}
+
+/// A valid message around this payload, as a forger would make it.
+fn forged(layout: &ParameterSet, codec: Codec, payload: &[u8]) -> Vec<u8> {
+    let header = Header::new(layout, BaseId::NONE, codec, payload.len());
+    let mut message = header.to_bytes().to_vec();
+    message.extend(checksum(&header.to_bytes(), payload));
+    message.extend(payload);
+    message
+}
+
+fn any_set() -> impl Strategy<Value = ParameterSet> {
+    let finite = any::<f32>().prop_map(|v| if v.is_finite() { v } else { 0.5 });
+    let tensor = prop::collection::vec(finite, 0..40);
+    prop::collection::vec(tensor, 0..5).prop_map(|tensors| {
+        let names = ["a", "b", "c", "d", "e"];
+        set(&names.into_iter().zip(tensors).collect::<Vec<_>>())
+    })
+}
+
+proptest! {
+    #[test]
+    fn f32_messages_keep_every_bit(set in any_set()) {
+        let message = encode(&set, Codec::F32).unwrap();
+        let decoded = decode(&message, &set.zeros_like()).unwrap();
+        for (a, b) in decoded.iter().zip(set.iter()) {
+            let bits = |entry: &Parameter| -> Vec<u32> {
+                entry.values.iter().map(|v| v.to_bits()).collect()
+            };
+            prop_assert_eq!(bits(a), bits(b));
+        }
+    }
+
+    #[test]
+    fn f16_messages_keep_eleven_bits_of_all_but_tiny_values(set in any_set()) {
+        let message = encode(&set, Codec::F16).unwrap();
+        let decoded = decode(&message, &set.zeros_like()).unwrap();
+        for (a, b) in decoded.iter().zip(set.iter()) {
+            let largest = b.values.iter().fold(0.0f64, |m, &v| m.max(f64::from(v).abs()));
+            for (&a, &b) in a.values.iter().zip(&b.values) {
+                let (a, b) = (f64::from(a), f64::from(b));
+                // Half a unit of the 11th bit, or of f16's last bit; f32's own last bit below that.
+                let bound = (b.abs() / 2048.0).max(largest * 2f64.powi(-39)).max(1e-45);
+                prop_assert!((a - b).abs() <= bound, "{} {}", a, b);
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_decoded_and_encoded_again_is_the_same(set in any_set()) {
+        let first = decode(&encode(&set, Codec::F16).unwrap(), &set).unwrap();
+        let second = decode(&encode(&first, Codec::F16).unwrap(), &set).unwrap();
+        prop_assert_eq!(first, second);
+    }
+
+    #[test]
+    fn altered_messages_are_refused_and_never_panic(
+        set in any_set(),
+        place in any::<prop::sample::Index>(),
+        change in 1u8..,
+        keep in any::<prop::sample::Index>(),
+    ) {
+        let mut message = encode(&set, Codec::F16).unwrap();
+        prop_assert!(decode(&message[..keep.index(message.len())], &set).is_err());
+        let place = place.index(message.len());
+        message[place] ^= change;
+        prop_assert!(decode(&message, &set).is_err());
+    }
+
+    #[test]
+    fn forged_payloads_never_panic_and_never_decode_to_what_is_not_finite(
+        raw in prop::collection::vec(any::<u8>(), 20),
+        plain in prop::collection::vec(any::<u8>(), 0..60),
+    ) {
+        let layout = set(&[("a", vec![0.0; 5]), ("b", vec![0.0; 3])]);
+        let finite = |set: ParameterSet| {
+            set.iter().all(|entry| entry.values.iter().all(|v| v.is_finite()))
+        };
+        let payload = zstd::bulk::compress(&raw, 1).unwrap();
+        for message in [forged(&layout, Codec::F16, &payload), forged(&layout, Codec::F16, &plain)] {
+            prop_assert!(decode(&message, &layout).map_or(true, finite));
+        }
+        prop_assert!(decode(&plain, &layout).is_err());
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_not_sent() {
+    for value in [f32::NAN, f32::INFINITY] {
+        let error = encode(&set(&[("a", vec![1.0]), ("b", vec![value])]), Codec::F16);
+        assert!(matches!(error, Err(UpdateError::NotFinite { name }) if name == "b"));
+    }
+}
+
+#[test]
+fn values_beyond_the_range_of_f16_survive() {
+    let large = set(&[("a", vec![f32::MAX, -1e38]), ("b", vec![1e-44, 3e-39])]);
+    let decoded = decode(&encode(&large, Codec::F16).unwrap(), &large).unwrap();
+    let values = |name| decoded.get(name).unwrap().values.clone();
+    assert!((f64::from(values("a")[1]) / -1e38 - 1.0).abs() < 1e-3);
+    assert!((f64::from(values("b")[1]) / 3e-39 - 1.0).abs() < 1e-3);
+}
+
+#[test]
+fn a_payload_that_would_unpack_to_more_than_the_adapter_is_refused() {
+    let layout = set(&[("a", vec![0.0; 4])]);
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+    let error = decode(&forged(&layout, Codec::F32, &bomb), &layout).unwrap_err();
+    assert!(matches!(error, UpdateError::Payload(_)), "{error}");
+    let short = zstd::bulk::compress(&[0; 15], 1).unwrap();
+    let error = decode(&forged(&layout, Codec::F32, &short), &layout).unwrap_err();
+    assert!(matches!(error, UpdateError::Payload(_)), "{error}");
+}
+
+#[test]
+fn infinities_inside_a_forged_payload_are_refused() {
+    let layout = set(&[("a", vec![0.0])]);
+    let infinite = zstd::bulk::compress(&f32::INFINITY.to_le_bytes(), 1).unwrap();
+    assert!(decode(&forged(&layout, Codec::F32, &infinite), &layout).is_err());
+    // 1.0 · 2^200 fits f16's bytes and exponent, but not f32.
+    let raw = [200i16.to_le_bytes(), half::f16::ONE.to_le_bytes()].concat();
+    let infinite = zstd::bulk::compress(&raw, 1).unwrap();
+    assert!(decode(&forged(&layout, Codec::F16, &infinite), &layout).is_err());
+}
+
+#[test]
+fn a_message_says_what_is_wrong_with_it() {
+    let set = sample();
+    let message = encode(&set, Codec::F16).unwrap();
+    let changed = |place: usize, value: u8| {
+        let mut message = message.clone();
+        message[place] = value;
+        decode(&message, &set).unwrap_err()
+    };
+    assert!(matches!(changed(0, b'x'), UpdateError::NotAnUpdate));
+    assert!(matches!(changed(4, 2), UpdateError::Version { found: 2, supported: 1 }));
+    assert!(matches!(changed(6, 77), UpdateError::UnknownCodec(77)));
+    assert!(matches!(changed(20, 1), UpdateError::Checksum));
+    let cut = decode(&message[..message.len() - 1], &set).unwrap_err();
+    assert!(matches!(cut, UpdateError::Truncated { .. }), "{cut}");
+    let other = super::tests::set(&[("a", vec![0.0; 7])]);
+    assert!(matches!(decode(&message, &other), Err(UpdateError::Layout { values: 7, .. })));
+}
+
+#[test]
+fn an_update_from_an_older_global_adapter_is_recognised() {
+    let (old, difference) = (sample(), sample());
+    let new = set(&[("a", vec![1.0, -0.25, 4e-4]), ("b", vec![0.0; 2]), ("c", vec![0.0; 2])]);
+    let message = encode_for_base(&difference, BaseId::of(&old), Codec::F16).unwrap();
+    assert_eq!(Header::read(&message).unwrap().base, BaseId::of(&old));
+    assert!(decode_for_base(&message, &old, BaseId::of(&old)).is_ok());
+    let error = decode_for_base(&message, &new, BaseId::of(&new)).unwrap_err();
+    assert!(matches!(error, UpdateError::OtherBase));
+}
+
+#[test]
+fn small_differences_take_less_than_two_bytes_a_value() {
+    // Normal numbers as a training step leaves them, from sums of a linear congruential sequence.
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    let values: Vec<f32> =
+        (0..100_000).map(|_| 1e-4 * (0..6).map(|_| uniform()).sum::<f32>()).collect();
+    let message = encode(&set(&[("a", values)]), Codec::F16).unwrap();
+    assert!(message.len() < 185_000, "{}", message.len());
+}
