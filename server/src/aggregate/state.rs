@@ -75,6 +75,11 @@ impl ServerState {
         self.control.as_ref().map(|control| self.parameters(control))
     }
 
+    /// Whether the algorithm keeps more than the global weights.
+    pub fn remembers(&self) -> bool {
+        self.vectors().count() > 1
+    }
+
     /// Continues from other global weights: moments, control variate and round stay. Where the
     /// weights are those of [`ServerState::global`] the f64 ones behind them are kept.
     ///

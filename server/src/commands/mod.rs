@@ -4,6 +4,7 @@
 //! `after_help`) and `pub fn run(args, ctx: &Context) -> CommandResult`. To add one: its module, a
 //! variant of [`Command`], an arm in [`dispatch`].
 
+pub mod aggregate;
 mod context;
 mod error;
 pub mod model;
@@ -37,13 +38,18 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+// One is made in the life of a process.
+#[allow(clippy::large_enum_variant)]
 enum Command {
+    /// Make one adapter of many clients' adapters
+    Aggregate(aggregate::AggregateArgs),
     /// Bring models into the cache and show what they hold
     Model(model::ModelArgs),
 }
 
 fn dispatch(command: Command, ctx: &Context) -> CommandResult {
     match command {
+        Command::Aggregate(args) => aggregate::run(args, ctx),
         Command::Model(args) => model::run(args, ctx),
     }
 }
