@@ -1,30 +1,18 @@
 //! The command line as a user meets it: exit codes, words, streams.
 
+mod support;
+
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
-fn fleetune(cache: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fleetune"));
-    command.env("FLEETUNE_CACHE", cache).env_remove("FLEETUNE_LOG").env_remove("RUST_BACKTRACE");
-    command
-}
-
-fn run(cache: &Path, args: &[&str]) -> Output {
-    fleetune(cache).args(args).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
-}
+use support::{Ended, fleetune, run};
 
 #[test]
 fn help_goes_to_stdout_and_is_no_failure() {
     let folder = tempfile::tempdir().unwrap();
     let output = run(folder.path(), &["model", "list", "--help"]);
-    assert_eq!(output.status.code(), Some(0));
-    assert!(text(&output.stdout).contains("Example:\n  fleetune model list"));
-    assert!(output.stderr.is_empty());
+    assert_eq!((output.code, output.err.as_str()), (Some(0), ""));
+    assert!(output.out.contains("Example:\n  fleetune model list"));
 }
 
 #[test]
@@ -39,34 +27,35 @@ fn wrong_usage_exits_with_two() {
         &["model", "list", "--quiet", "--verbose"],
     ] {
         let output = run(folder.path(), args);
-        assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(output.stdout.is_empty(), "{args:?}");
-        assert!(!output.stderr.is_empty(), "{args:?}");
+        assert_eq!((output.code, output.out.as_str()), (Some(2), ""), "{args:?}");
+        assert!(!output.err.is_empty(), "{args:?}");
     }
 }
 
 #[test]
-fn a_log_filter_that_is_none_is_named() {
+fn settings_in_the_environment_that_make_no_sense_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    let output = fleetune(folder.path())
-        .env("FLEETUNE_LOG", "a=b=c")
-        .args(["model", "list"])
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).starts_with("error: FLEETUNE_LOG=a=b=c is no log filter"));
+    for (variable, value, words) in [
+        ("FLEETUNE_LOG", "a=b=c", "error: FLEETUNE_LOG=a=b=c is no log filter"),
+        ("FLEETUNE_KERNELS", "abacus", "error: "),
+    ] {
+        let mut command = fleetune(folder.path());
+        let output = command.env(variable, value).args(["model", "list"]).output().unwrap();
+        let ended = Ended::of(output);
+        assert!(ended.error(2).starts_with(words), "{}", ended.err);
+        assert!(ended.err.contains(value), "{}", ended.err);
+    }
 }
 
 #[test]
 fn json_output_is_one_value_on_stdout_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let empty = run(folder.path(), &["model", "list", "--json"]);
-    assert_eq!((text(&empty.stdout), text(&empty.stderr)), ("[]\n", ""));
+    assert_eq!((empty.out.as_str(), empty.err.as_str()), ("[]\n", ""));
     let model = folder.path().join("models/tiny/model.gguf");
     fs::create_dir_all(model.parent().unwrap()).unwrap();
     fs::write(&model, [0; 10]).unwrap();
-    let output = run(folder.path(), &["--json", "model", "list"]);
-    let models: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let models = run(folder.path(), &["--json", "model", "list"]).json();
     assert_eq!(models[0]["name"], "tiny");
     assert_eq!(models[0]["bytes"], 10);
 }
@@ -77,16 +66,14 @@ fn a_failure_is_one_sentence_and_exits_with_one() {
     fs::write(folder.path().join("models"), "a file where a folder belongs").unwrap();
     let inside = folder.path().join("models");
     let output = run(&inside, &["model", "list"]);
-    assert_eq!(output.status.code(), Some(0), "a cache that does not exist is empty");
+    assert_eq!(output.code, Some(0), "a cache that does not exist is empty");
 
     let broken = tempfile::tempdir().unwrap();
     fs::create_dir(broken.path().join("models")).unwrap();
     std::os::unix::fs::symlink("/no/such/place", broken.path().join("models/gone")).unwrap();
     let output = run(broken.path(), &["model", "list"]);
-    assert_eq!(output.status.code(), Some(1));
-    let words = text(&output.stderr);
-    assert!(words.starts_with("error: cannot read the cache folder"), "{words}");
-    assert_eq!(words.lines().count(), 1, "{words}");
+    assert!(output.error(1).starts_with("error: cannot read the cache folder"), "{}", output.err);
+    assert_eq!(output.err.lines().count(), 1, "{}", output.err);
 }
 
 #[test]
@@ -100,7 +87,6 @@ fn a_reader_that_leaves_early_is_no_error() {
         .unwrap();
     // Usually closed before the program writes; either way it must end well and silently.
     drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    assert_eq!(text(&output.stderr), "");
+    let ended = Ended::of(child.wait_with_output().unwrap());
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""));
 }

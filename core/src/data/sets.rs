@@ -82,6 +82,11 @@ fn finance(folder: &'static str, stems: &'static [&'static str], set: FinanceSet
 }
 
 impl NamedSet {
+    /// Whether the set's rows are part of the program or below `data_dir`.
+    pub fn is_here(&self, data_dir: &Path) -> bool {
+        self.embedded || self.find(data_dir).is_ok()
+    }
+
     /// How the set's own files write their rows. `None` for the generic formats, whose fields can
     /// be mapped, and for the demo set.
     pub(super) fn own_format(&self) -> Option<Format> {

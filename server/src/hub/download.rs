@@ -66,6 +66,7 @@ impl Client {
                     return Ok(());
                 }
                 part.restart()?;
+                progress.resume_at(0);
                 if started_over {
                     let expected = file.checksum.hex().to_owned();
                     return Err(HubError::Checksum { file: name.to_owned(), expected, got });
