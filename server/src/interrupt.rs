@@ -3,16 +3,16 @@
 //! The first signal asks; the second one ends the process at once. A command that never asks for
 //! the flag keeps the system's own behaviour: Ctrl-C ends it.
 
-use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+
+use fleetune_core::model::CancelToken;
 
 /// The exit code of a command that was interrupted (128 + SIGINT).
 pub const EXIT_CODE: u8 = 130;
 
 /// Whether the user asked to stop. Clones share the answer.
 #[derive(Debug, Clone, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(CancelToken);
 
 impl Interrupt {
     /// The process's interrupt; the first call starts to listen for Ctrl-C and SIGTERM.
@@ -23,9 +23,10 @@ impl Interrupt {
                 let interrupt = Interrupt::default();
                 let flag = interrupt.clone();
                 let handler = move || {
-                    if flag.0.swap(true, Ordering::SeqCst) {
+                    if flag.is_set() {
                         std::process::exit(i32::from(EXIT_CODE));
                     }
+                    flag.set();
                     crate::progress::note(
                         "stopping after this step; press Ctrl-C again to stop at once",
                     );
@@ -40,16 +41,16 @@ impl Interrupt {
 
     /// Whether the user asked to stop.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.is_cancelled()
     }
 
     /// Asks to stop, as Ctrl-C does.
     pub fn set(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.cancel();
     }
 
-    /// The flag itself, for code that knows nothing of this type.
-    pub fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
+    /// The same wish for the engine, which ends a running step within one layer's time.
+    pub fn cancel_token(&self) -> CancelToken {
+        self.0.clone()
     }
 }

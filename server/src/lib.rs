@@ -13,3 +13,5 @@ pub mod output;
 pub mod progress;
 pub mod report;
 pub mod simulate;
+pub mod system;
+pub mod training;

@@ -3,6 +3,7 @@
 use candle_core::Device;
 use clap::Args;
 use fleetune_core::device::DeviceChoice;
+use fleetune_core::kernels::InstructionSet;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -53,6 +54,7 @@ impl Context {
     pub fn new(args: &GlobalArgs) -> Result<Self, CommandError> {
         progress::set_quiet(args.quiet);
         start_logging(args)?;
+        InstructionSet::from_environment().map_err(CommandError::usage)?;
         if let Some(threads) = args.threads {
             rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
         }

@@ -5,9 +5,15 @@
 //! variant of [`Command`], an arm in [`dispatch`].
 
 pub mod aggregate;
+pub mod bench;
 mod context;
+pub mod data;
+pub mod engine;
 mod error;
+pub mod generate;
 pub mod model;
+pub mod train;
+mod values;
 
 use std::panic;
 use std::process::ExitCode;
@@ -26,6 +32,7 @@ pub use error::{CommandError, CommandResult};
     version,
     subcommand_required = true,
     arg_required_else_help = true,
+    args_override_self = true,
     max_term_width = 100,
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.\n\n\
                   Example:\n  fleetune model pull smollm2-135m-instruct"
@@ -45,12 +52,24 @@ enum Command {
     Aggregate(aggregate::AggregateArgs),
     /// Bring models into the cache and show what they hold
     Model(model::ModelArgs),
+    /// Bring data sets from the hub and list them
+    Data(data::DataArgs),
+    /// Fine-tune an adapter on this device
+    Train(train::TrainArgs),
+    /// Measure this machine: training and matrix products
+    Bench(bench::BenchArgs),
+    /// Write text with a model and an adapter
+    Generate(generate::GenerateArgs),
 }
 
 fn dispatch(command: Command, ctx: &Context) -> CommandResult {
     match command {
         Command::Aggregate(args) => aggregate::run(args, ctx),
         Command::Model(args) => model::run(args, ctx),
+        Command::Data(args) => data::run(args, ctx),
+        Command::Train(args) => train::run(args, ctx),
+        Command::Bench(args) => bench::run(args, ctx),
+        Command::Generate(args) => generate::run(args, ctx),
     }
 }
 

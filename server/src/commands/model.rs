@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use clap::{Args, Subcommand};
+use fleetune_core::model::LoadedModel;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::{CommandResult, Context};
-use crate::hub::{Cache, pull_model};
+use crate::hub::{Cache, pull_model, resolve_model};
 
 /// Arguments of `fleetune model`.
 #[derive(Debug, Args)]
@@ -30,6 +31,16 @@ enum ModelCommand {
     /// List the models in the cache
     #[command(after_help = "Example:\n  fleetune model list --json")]
     List,
+    /// Show what a model file or folder holds
+    #[command(after_help = "Example:\n  fleetune model show smollm2-135m-instruct")]
+    Show(ShowArgs),
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// A GGUF file, a Hugging Face folder, or the name of a model in the cache
+    #[arg(value_name = "PATH_OR_NAME")]
+    model: String,
 }
 
 #[derive(Debug, Args)]
@@ -52,7 +63,14 @@ pub fn run(args: ModelArgs, ctx: &Context) -> CommandResult {
     match args.command {
         ModelCommand::Pull(args) => pull(&args, ctx),
         ModelCommand::List => list(ctx),
+        ModelCommand::Show(args) => show(&args, ctx),
     }
+}
+
+fn show(args: &ShowArgs, ctx: &Context) -> CommandResult {
+    let path = resolve_model(&args.model, &ctx.interrupt())?;
+    let summary = LoadedModel::open(&path)?.summary();
+    Ok(ctx.result(&summary, || summary.to_string().trim_end().to_owned())?)
 }
 
 fn pull(args: &PullArgs, ctx: &Context) -> CommandResult {

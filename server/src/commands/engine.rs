@@ -1,0 +1,74 @@
+//! Opening a model to compute with: flags and steps that many commands share.
+
+use clap::{Args, ValueEnum};
+use fleetune_core::adapter::Adapter;
+use fleetune_core::kernels::Precision;
+use fleetune_core::model::{Decoder, LoadedModel};
+
+use super::{CommandError, Context};
+use crate::hub::{BUILT_IN, resolve_model};
+
+/// Which model computes, and how exactly.
+#[derive(Debug, Clone, Args)]
+pub struct EngineArgs {
+    /// A GGUF file, a Hugging Face folder, or a model's name (`fleetune model list`)
+    #[arg(long, value_name = "NAME_OR_PATH", default_value = BUILT_IN.name)]
+    pub model: String,
+    /// How matrix products round their inputs; sums are f32 either way
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub precision: PrecisionArg,
+}
+
+/// A float type to compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16 where the device multiplies it faster.
+    Bf16,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+/// A model, ready to compute.
+#[derive(Debug)]
+pub struct Engine {
+    /// Its files and tokenizer.
+    pub model: LoadedModel,
+    /// Its layers on the device.
+    pub decoder: Decoder,
+}
+
+impl EngineArgs {
+    /// Finds the model (pulling the built-in one on first use) and puts it on the device.
+    ///
+    /// # Errors
+    /// When there is no such model, it cannot be read, or the device has no room.
+    pub fn open(&self, ctx: &Context) -> Result<Engine, CommandError> {
+        let device = ctx.open_device()?;
+        let path = resolve_model(&self.model, &ctx.interrupt())?;
+        let model = LoadedModel::open(&path)?;
+        let decoder =
+            Decoder::new(model.config.clone(), &model.weights, &device, self.precision.into())?;
+        Ok(Engine { model, decoder })
+    }
+}
+
+/// Reads an adapter that must fit `engine`'s model.
+///
+/// # Errors
+/// When it cannot be read or belongs to another model.
+pub fn load_adapter(engine: &Engine, folder: &std::path::Path) -> Result<Adapter, CommandError> {
+    let adapter = Adapter::load(folder)?;
+    adapter.check_against(&engine.model.config).map_err(|error| {
+        CommandError::Usage(format!("{} does not fit the model: {error}", folder.display()))
+    })?;
+    Ok(adapter)
+}

@@ -1,0 +1,435 @@
+//! `fleetune train`: fine-tunes an adapter on this device.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use fleetune_core::adapter::{Adapter, LoraConfig, Target};
+use fleetune_core::data::{DataSource, Dataset, DatasetError, Encoder, FieldMap, Template};
+use fleetune_core::train::{PreferenceLoss, ReferenceCache, ReferenceError};
+use indicatif::HumanBytes;
+use serde_json::json;
+
+use super::engine::{Engine, EngineArgs, load_adapter};
+use super::{CommandError, CommandResult, Context, values};
+use crate::hub::Cache;
+use crate::progress::note;
+use crate::training::{
+    Checkpoint, Outcome, Preferences, RunError, RunOptions, Subject, Task, train,
+};
+
+/// Arguments of `fleetune train`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fleetune train --dataset demo --max-steps 20 --out adapters/demo
+  fleetune train --model Qwen/Qwen2.5-0.5B-Instruct --dataset instruction --data notes.jsonl \\
+      --template chat --lora-targets q_proj,v_proj --lr 1e-4 --out adapters/notes
+  fleetune train --task dpo --dataset preference --data pairs.jsonl.gz --out adapters/taste
+
+DIR holds metrics.jsonl (one object a step), the latest checkpoint and, at the end, the adapter as a
+PEFT folder. After Ctrl-C the same command with --resume goes on.")]
+pub struct TrainArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// What is learnt: sft (answers) or dpo (preferences)
+    #[arg(long, value_name = "TASK", default_value = "sft")]
+    task: TaskArg,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
+    #[command(flatten)]
+    steps: StepArgs,
+    #[command(flatten)]
+    preference: PreferenceArgs,
+    /// The folder for the adapter and the metrics
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Continue the training in --out where it was left
+    #[arg(long, conflicts_with = "overwrite")]
+    resume: bool,
+    /// Throw away what an earlier training left in --out
+    #[arg(long)]
+    overwrite: bool,
+    /// Seed of the fresh adapter, the order of rows and the dropout
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TaskArg {
+    Sft,
+    Dpo,
+}
+
+/// Which rows.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Data")]
+struct DataArgs {
+    /// Data set by name (`fleetune data list`); instruction, chat and preference read your own files
+    #[arg(long, value_name = "NAME", default_value = "demo")]
+    dataset: String,
+    /// Files with the rows: JSON Lines, plain, .gz or .zst
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    data: Vec<PathBuf>,
+    /// Folder that holds the data sets [default: the cache]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Names of the fields in your files, such as instruction=question,response=answer
+    #[arg(long, value_name = "NAME=FIELD,...")]
+    fields: Option<FieldMap>,
+    /// The text around a row: alpaca, vicuna or chat (the model's own) [default: alpaca; dpo: vicuna]
+    #[arg(long)]
+    template: Option<Template>,
+    /// Longest sequence in tokens; longer rows are cut
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    seq_len: usize,
+    /// Take the rows in the order of the files
+    #[arg(long)]
+    no_shuffle: bool,
+}
+
+/// Which adapter.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Adapter")]
+struct LoraArgs {
+    /// Rank [default: 8]
+    #[arg(long, value_name = "R")]
+    lora_rank: Option<usize>,
+    /// Strength: the adapter counts alpha / rank times [default: 16]
+    #[arg(long, value_name = "A")]
+    lora_alpha: Option<f64>,
+    /// Adapted projections: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
+    /// [default: q_proj,v_proj]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    lora_targets: Vec<Target>,
+    /// Share of the adapter's inputs dropped in training
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    lora_dropout: f64,
+    /// Strength alpha / √rank in place of alpha / rank
+    #[arg(long)]
+    lora_rslora: bool,
+    /// Start from this PEFT adapter; it brings rank, strength and targets
+    #[arg(long, value_name = "DIR")]
+    init_adapter: Option<PathBuf>,
+}
+
+/// Which steps.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Steps")]
+struct StepArgs {
+    /// Rows of a batch
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = values::at_least_one)]
+    batch_size: usize,
+    /// Batches whose gradients make one step; the loss is the mean over all their tokens
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::at_least_one)]
+    grad_accum: usize,
+    /// Optimiser steps; 0 writes the fresh adapter [default: one pass over the rows]
+    #[arg(long, value_name = "N")]
+    max_steps: Option<u64>,
+    /// Learning rate, constant
+    #[arg(long, value_name = "RATE", default_value_t = 2e-4, allow_negative_numbers = true, value_parser = values::positive)]
+    lr: f64,
+    /// AdamW's decoupled weight decay
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true, value_parser = values::not_negative)]
+    weight_decay: f64,
+    /// Longest gradient (L2 norm); 0 does not clip
+    #[arg(long, value_name = "NORM", default_value_t = 0.0, allow_negative_numbers = true, value_parser = values::not_negative)]
+    max_grad_norm: f64,
+    /// The most memory to take, base model included, such as 512MiB or 2GiB
+    /// [default: what is fast, about half a GiB besides the model]
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
+    memory_budget: Option<u64>,
+    /// Steps between two checkpoints
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    save_every: u64,
+}
+
+/// How preferences are learnt.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Preferences (--task dpo)")]
+struct PreferenceArgs {
+    /// Strength: larger values keep closer to the reference
+    #[arg(long, value_name = "F", default_value_t = 0.1, value_parser = values::positive)]
+    dpo_beta: f64,
+    /// The loss
+    #[arg(long, value_name = "LOSS", default_value = "sigmoid")]
+    dpo_loss: LossArg,
+    /// Share of labels taken to be wrong, for --dpo-loss robust
+    #[arg(long, value_name = "E", default_value_t = 0.1, value_parser = values::below_half)]
+    dpo_label_smoothing: f64,
+    /// A PEFT adapter as the reference [default: the base model]
+    #[arg(long, value_name = "DIR")]
+    reference_adapter: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LossArg {
+    Sigmoid,
+    Ipo,
+    Hinge,
+    Robust,
+}
+
+/// Runs `fleetune train`.
+///
+/// # Errors
+/// When the arguments make no sense together, or model, data, a step or the folder fails.
+pub fn run(args: TrainArgs, ctx: &Context) -> CommandResult {
+    let interrupt = ctx.interrupt();
+    let checkpoint = args.checkpoint()?;
+    let dataset = args.open_dataset()?;
+    let engine = args.engine.open(ctx)?;
+    let adapter = args.initial_adapter(&engine, checkpoint.as_ref())?;
+    args.prepare_folder()?;
+    let mut task = args.task(&engine)?;
+    let encoder = Encoder::new(args.template(), engine.model.tokenizer()?, args.data.seq_len)
+        .map_err(CommandError::usage)?;
+    let options = args.run_options(&dataset);
+    if let Some(checkpoint) = &checkpoint {
+        check_settings(&checkpoint.settings, &options.settings)?;
+    }
+    let Engine { model, decoder } = &engine;
+    let subject = Subject { model, decoder, dataset: &dataset, encoder: &encoder };
+    let outcome = train(subject, adapter, &mut task, &options, checkpoint, &interrupt);
+    let outcome = outcome.map_err(|error| match error {
+        RunError::Budget(_) | RunError::NothingToLearn { .. } => CommandError::usage(error),
+        other => other.into(),
+    })?;
+    if !outcome.finished {
+        return Err(CommandError::Interrupted(format!(
+            "{} of {} steps are done and kept in {}; the same command with --resume goes on",
+            outcome.steps,
+            options.max_steps,
+            args.out.display()
+        )));
+    }
+    Ok(ctx.result(&outcome, || summary(&outcome, &args.out))?)
+}
+
+fn summary(outcome: &Outcome, out: &Path) -> String {
+    let mut text = format!("{} steps", outcome.steps);
+    if let (Some(first), Some(last)) = (outcome.first_loss, outcome.last_loss) {
+        text += &format!(", loss {first:.4} at the first and {last:.4} at the last");
+    }
+    text += &format!(", {:.0} tokens/s", outcome.tokens_per_second);
+    if let Some(peak) = outcome.peak_rss_bytes {
+        text += &format!(", peak memory {}", HumanBytes(peak));
+    }
+    if outcome.rows_skipped > 0 {
+        text += &format!("\n{} rows had nothing left to learn after the cut", outcome.rows_skipped);
+    }
+    text + &format!("\nadapter: {}", out.display())
+}
+
+impl LoraArgs {
+    /// An error where flags contradict the adapter that training starts from.
+    fn check_agrees(&self, config: &LoraConfig) -> CommandResult {
+        let mut targets = self.lora_targets.clone();
+        targets.sort_unstable();
+        targets.dedup();
+        let differs = if self.lora_rank.is_some_and(|rank| rank != config.rank) {
+            Some(("--lora-rank", format!("rank {}", config.rank)))
+        } else if self.lora_alpha.is_some_and(|alpha| alpha != config.alpha) {
+            Some(("--lora-alpha", format!("alpha {}", config.alpha)))
+        } else if !targets.is_empty() && targets != config.targets {
+            let names: Vec<_> = config.targets.iter().map(|target| target.name()).collect();
+            Some(("--lora-targets", format!("targets {}", names.join(","))))
+        } else if self.lora_rslora && !config.rslora {
+            Some(("--lora-rslora", "the classic scaling".to_owned()))
+        } else {
+            None
+        };
+        match differs {
+            None => Ok(()),
+            Some((flag, has)) => Err(CommandError::Usage(format!(
+                "{flag} contradicts --init-adapter, which has {has}: leave the flag out"
+            ))),
+        }
+    }
+}
+
+impl TrainArgs {
+    /// What an earlier training left in the folder, if it is to go on.
+    fn checkpoint(&self) -> Result<Option<Checkpoint>, CommandError> {
+        if self.overwrite {
+            return Ok(None);
+        }
+        let out = self.out.display();
+        match (self.resume, Checkpoint::latest(&self.out)?) {
+            (true, None) => Err(CommandError::Usage(format!(
+                "{out} has no checkpoint to resume from: leave --resume out"
+            ))),
+            (false, Some(found)) => Err(CommandError::Usage(format!(
+                "{out} holds a training of {} steps: go on with --resume, replace it with \
+                 --overwrite, or choose another --out",
+                found.trainer.steps
+            ))),
+            (_, checkpoint) => Ok(checkpoint),
+        }
+    }
+
+    fn prepare_folder(&self) -> CommandResult {
+        let out = &self.out;
+        std::fs::create_dir_all(out).map_err(|error| {
+            anyhow::anyhow!("cannot make the folder {}: {error}", out.display())
+        })?;
+        if self.overwrite {
+            Checkpoint::clear(out)?;
+        }
+        Ok(())
+    }
+
+    fn open_dataset(&self) -> Result<Dataset, CommandError> {
+        let data = &self.data;
+        let data_dir = match &data.data_dir {
+            Some(folder) => folder.clone(),
+            None => Cache::of_user()?.data(),
+        };
+        let source =
+            DataSource { data_dir: Some(data_dir), files: data.data.clone(), temp_dir: None };
+        let dataset =
+            Dataset::open(&data.dataset, &source, data.fields.as_ref()).map_err(dataset_error)?;
+        match (self.task, dataset.is_preference()) {
+            (TaskArg::Sft, true) => Err(CommandError::Usage(format!(
+                "{} holds preferences: use --task dpo",
+                dataset.name()
+            ))),
+            (TaskArg::Dpo, false) => Err(CommandError::Usage(format!(
+                "{} holds no preferences: use --task sft",
+                dataset.name()
+            ))),
+            _ => {
+                dataset.check_template(self.template()).map_err(CommandError::usage)?;
+                if dataset.skipped().total() > 0 {
+                    note(dataset.skipped());
+                }
+                Ok(dataset)
+            }
+        }
+    }
+
+    fn template(&self) -> Template {
+        self.data.template.unwrap_or(match self.task {
+            TaskArg::Sft => Template::Alpaca,
+            TaskArg::Dpo => Template::Vicuna,
+        })
+    }
+
+    /// The adapter to start from. A checkpoint's own parameters replace its values.
+    fn initial_adapter(
+        &self,
+        engine: &Engine,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<Adapter, CommandError> {
+        if let Some(Checkpoint { trainer, lora, .. }) = checkpoint {
+            return Ok(Adapter { config: lora.clone(), parameters: trainer.parameters.clone() });
+        }
+        let lora = &self.lora;
+        if let Some(folder) = &lora.init_adapter {
+            let mut adapter = load_adapter(engine, folder)?;
+            adapter.config.dropout = lora.lora_dropout;
+            adapter.config.check().map_err(CommandError::usage)?;
+            lora.check_agrees(&adapter.config)?;
+            return Ok(adapter);
+        }
+        let targets = match lora.lora_targets.as_slice() {
+            [] => &[Target::QProj, Target::VProj],
+            named => named,
+        };
+        let (rank, alpha) = (lora.lora_rank.unwrap_or(8), lora.lora_alpha.unwrap_or(16.0));
+        let mut config = LoraConfig::new(rank, alpha, targets).map_err(CommandError::usage)?;
+        config.dropout = lora.lora_dropout;
+        config.rslora = lora.lora_rslora;
+        Adapter::new(config, &engine.model.config, self.seed).map_err(CommandError::usage)
+    }
+
+    fn task(&self, engine: &Engine) -> Result<Task, CommandError> {
+        if self.task == TaskArg::Sft {
+            return Ok(Task::Answers);
+        }
+        let how = &self.preference;
+        let loss = match how.dpo_loss {
+            LossArg::Sigmoid => PreferenceLoss::Sigmoid,
+            LossArg::Ipo => PreferenceLoss::Ipo,
+            LossArg::Hinge => PreferenceLoss::Hinge,
+            LossArg::Robust => PreferenceLoss::Robust { label_smoothing: how.dpo_label_smoothing },
+        };
+        let reference = how.reference_adapter.as_deref();
+        let reference = reference.map(|folder| load_adapter(engine, folder)).transpose()?;
+        let log_probs = ReferenceCache::new(engine.model.content_hash()?, reference.as_ref());
+        let path = self.out.join("reference_log_probs.bin");
+        let log_probs = log_probs.kept_in(&path).map_err(ReferenceError::from)?;
+        Ok(Task::Preferences(Preferences { loss, beta: how.dpo_beta, reference, log_probs }))
+    }
+
+    fn run_options(&self, dataset: &Dataset) -> RunOptions {
+        let steps = &self.steps;
+        let rows_per_step = steps.batch_size.saturating_mul(steps.grad_accum);
+        let one_epoch = (dataset.len() as u64).div_ceil(rows_per_step as u64);
+        RunOptions {
+            out: self.out.clone(),
+            rows_per_step,
+            max_steps: steps.max_steps.unwrap_or(one_epoch),
+            learning_rate: steps.lr,
+            weight_decay: steps.weight_decay,
+            max_grad_norm: Some(steps.max_grad_norm).filter(|&norm| norm > 0.0),
+            memory_budget: steps.memory_budget,
+            save_every: steps.save_every,
+            shuffle: (!self.data.no_shuffle).then_some(self.seed),
+            seed: self.seed,
+            base_model: self.engine.model.clone(),
+            settings: self.settings(dataset, rows_per_step),
+        }
+    }
+
+    /// What a resumed run must have in common with the one that was interrupted. Learning rate,
+    /// steps and checkpoints may change.
+    fn settings(&self, dataset: &Dataset, rows_per_step: usize) -> serde_json::Value {
+        let preference = (self.task == TaskArg::Dpo).then(|| {
+            let how = &self.preference;
+            json!({
+                "beta": how.dpo_beta,
+                "loss": format!("{:?}", how.dpo_loss),
+                "label_smoothing": how.dpo_label_smoothing,
+                "reference": how.reference_adapter,
+            })
+        });
+        json!({
+            "model": self.engine.model,
+            "dataset": dataset.name(),
+            "rows": dataset.len(),
+            "template": self.template().name(),
+            "seq_len": self.data.seq_len,
+            "shuffle": !self.data.no_shuffle,
+            "rows_per_step": rows_per_step,
+            "lora_dropout": self.lora.lora_dropout,
+            "preference": preference,
+            "seed": self.seed,
+        })
+    }
+}
+
+/// A choice of the user's that makes no sense is a usage error; broken files are failures.
+fn dataset_error(error: DatasetError) -> CommandError {
+    match error {
+        DatasetError::Read(_) | DatasetError::Row { .. } => error.into(),
+        other => CommandError::usage(other),
+    }
+}
+
+/// An error that names the first setting that differs from those of the interrupted run.
+fn check_settings(before: &serde_json::Value, now: &serde_json::Value) -> CommandResult {
+    let Some(settings) = now.as_object() else { return Ok(()) };
+    let differing = settings.iter().find(|(name, value)| before.get(name.as_str()) != Some(*value));
+    match differing {
+        None => Ok(()),
+        Some((name, value)) => {
+            let was = before.get(name.as_str()).unwrap_or(&serde_json::Value::Null);
+            Err(CommandError::Usage(format!(
+                "the interrupted training had {name} {was}, not {value}: resume with the same \
+                 flags, or choose another --out"
+            )))
+        }
+    }
+}
