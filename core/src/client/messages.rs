@@ -1,0 +1,156 @@
+//! What travels between server and client in a round, as bytes.
+//!
+//! The way down is exact: client and server must agree bit by bit on the adapter that changes are
+//! relative to. The way up carries differences in f16 ([`crate::update`]).
+
+use crate::adapter::{LayoutMismatch, ParameterSet};
+use crate::update::{BaseId, Codec, UpdateError, decode, decode_for_base, encode, encode_for_base};
+
+/// Why a message cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MessageError {
+    /// The bytes cannot be made or read.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
+    /// The sets to send differ in layout.
+    #[error(transparent)]
+    Layout(#[from] LayoutMismatch),
+}
+
+/// What every client of a round receives: the shared adapter, and for SCAFFOLD the server's
+/// control variate. All clients of a round receive the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Download {
+    /// The adapter's parameters, encoded.
+    pub adapter: Vec<u8>,
+    /// SCAFFOLD: the server's control variate, encoded.
+    pub control: Option<Vec<u8>>,
+}
+
+impl Download {
+    /// Encodes the shared adapter and, for SCAFFOLD, the server's control variate.
+    ///
+    /// # Errors
+    /// When a value is not finite.
+    pub fn encode(
+        adapter: &ParameterSet,
+        control: Option<&ParameterSet>,
+    ) -> Result<Self, MessageError> {
+        let control = control.map(|control| encode(control, Codec::F32)).transpose()?;
+        Ok(Self { adapter: encode(adapter, Codec::F32)?, control })
+    }
+
+    /// The shared adapter and the server's control variate; `layout` has the layout that the
+    /// client expects.
+    ///
+    /// # Errors
+    /// When the bytes are damaged or of another layout.
+    pub fn decode(
+        &self,
+        layout: &ParameterSet,
+    ) -> Result<(ParameterSet, Option<ParameterSet>), MessageError> {
+        let control = self.control.as_deref().map(|bytes| decode(bytes, layout)).transpose()?;
+        Ok((decode(&self.adapter, layout)?, control))
+    }
+
+    /// Bytes that travel.
+    pub fn byte_len(&self) -> usize {
+        self.adapter.len() + self.control.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// What a client sends back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upload {
+    /// The adapter's change, encoded.
+    pub adapter: Vec<u8>,
+    /// SCAFFOLD: the change of the client's control variate, encoded.
+    pub control: Option<Vec<u8>>,
+}
+
+impl Upload {
+    /// Encodes the change from `global` to `local` and, for SCAFFOLD, that of the client's control
+    /// variate.
+    ///
+    /// # Errors
+    /// When the layouts differ or a value is not finite.
+    pub fn encode(
+        global: &ParameterSet,
+        local: &ParameterSet,
+        control_change: Option<&ParameterSet>,
+    ) -> Result<Self, MessageError> {
+        let mut change = local.clone();
+        change.zip_apply(global, |w, g| *w -= g)?;
+        let base = BaseId::of(global);
+        let adapter = encode_for_base(&change, base, Codec::F16)?;
+        let control =
+            control_change.map(|change| encode_for_base(change, base, Codec::F16)).transpose()?;
+        Ok(Self { adapter, control })
+    }
+
+    /// The client's adapter and, for SCAFFOLD, the change of its control variate; `global` is the
+    /// adapter that it received.
+    ///
+    /// # Errors
+    /// When the bytes are damaged or belong to another adapter.
+    pub fn decode(
+        &self,
+        global: &ParameterSet,
+    ) -> Result<(ParameterSet, Option<ParameterSet>), MessageError> {
+        let base = BaseId::of(global);
+        let mut adapter = decode_for_base(&self.adapter, global, base)?;
+        adapter.zip_apply(global, |change, g| *change += g)?;
+        let control = self.control.as_deref();
+        let control = control.map(|bytes| decode_for_base(bytes, global, base)).transpose()?;
+        Ok((adapter, control))
+    }
+
+    /// Bytes that travel.
+    pub fn byte_len(&self) -> usize {
+        self.adapter.len() + self.control.as_ref().map_or(0, Vec::len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::adapter::Parameter;
+
+    use super::*;
+
+    fn set(values: [f32; 3]) -> ParameterSet {
+        ParameterSet::new(vec![Parameter {
+            name: "w".into(),
+            shape: vec![3],
+            values: values.to_vec(),
+        }])
+    }
+
+    #[test]
+    fn a_download_arrives_bit_by_bit() {
+        let (adapter, control) = (set([0.1, -1e-30, 3e20]), set([1.0 / 3.0, 0.0, -7.0]));
+        let download = Download::encode(&adapter, Some(&control)).unwrap();
+        assert_eq!(download.decode(&set([0.0; 3])).unwrap(), (adapter, Some(control)));
+    }
+
+    #[test]
+    fn an_upload_arrives_rounded_to_the_size_of_the_change() {
+        let (global, local) = (set([100.0, 0.5, -3.0]), set([100.001, 0.5002, -3.0001]));
+        let change = set([0.25, -0.125, 0.0]);
+        let upload = Upload::encode(&global, &local, Some(&change)).unwrap();
+        let (adapter, control) = upload.decode(&global).unwrap();
+        assert_eq!(control, Some(change));
+        let mut error = adapter.clone();
+        error.zip_apply(&local, |a, l| *a -= l).unwrap();
+        // Half a unit in the last place of 100 in f32, and of 0.001 in f16.
+        assert!(error.l2_norm() < 5e-6, "{}", error.l2_norm());
+    }
+
+    #[test]
+    fn an_upload_to_another_adapter_is_refused() {
+        let global = set([1.0, 2.0, 3.0]);
+        let upload = Upload::encode(&global, &set([1.5, 2.0, 3.0]), None).unwrap();
+        let refused = upload.decode(&set([1.0, 2.0, 3.5]));
+        assert!(matches!(refused, Err(MessageError::Update(UpdateError::OtherBase))));
+    }
+}

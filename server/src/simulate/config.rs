@@ -1,0 +1,583 @@
+//! A run's configuration: one flat table, every key with a default, `--batch-size` on the command
+//! line being `batch_size` in the file.
+//!
+//! What is written to the run folder is complete: it names every value the run used, and reads back
+//! as the same configuration.
+
+use std::fmt::{self, Display};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use fleetune_core::adapter::{LoraConfig, LoraConfigError, Target};
+use fleetune_core::data::{Partition, Template};
+use fleetune_core::kernels::Precision;
+use serde::{Deserialize, Serialize};
+
+use super::schedule::{LearningRateSchedule, RowSchedule, Sampling};
+use crate::aggregate::{Algorithm, Hyperparameters, Variant, Weighting};
+
+/// What clients learn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// Supervised fine-tuning: answers to instructions.
+    Sft,
+}
+
+/// How matrix products round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputePrecision {
+    /// f32.
+    F32,
+    /// bf16 inputs, f32 sums, where the processor is faster with them.
+    Bf16,
+}
+
+impl From<ComputePrecision> for Precision {
+    fn from(precision: ComputePrecision) -> Self {
+        match precision {
+            ComputePrecision::F32 => Precision::F32,
+            ComputePrecision::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+/// Everything that decides what a run computes, and where it is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Base model: a built-in name or a path.
+    pub model: String,
+    /// Data set, by name.
+    pub dataset: String,
+    /// Folder that holds the data sets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// Files in place of a named data set.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<PathBuf>,
+    /// What clients learn from.
+    pub task: Task,
+    /// The text around a row.
+    #[serde(with = "by_name")]
+    pub template: Template,
+    /// Longest sequence, tokens.
+    pub seq_len: usize,
+    /// Share of the rows held out for evaluation, where the data set has no held-out part.
+    pub holdout: f64,
+
+    /// Clients in the federation.
+    pub clients: u32,
+    /// Clients that train in a round.
+    pub sample: u32,
+    /// How rows are dealt to clients.
+    #[serde(with = "by_name")]
+    pub partition: Partition,
+    /// How clients and their rows are drawn.
+    pub sampling: Sampling,
+
+    /// How clients' adapters become one.
+    pub algorithm: Algorithm,
+    /// Algorithms to run one after another and compare, in place of `algorithm`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub compare: Vec<Algorithm>,
+    /// Which reading of the algorithm.
+    pub variant: Variant,
+    /// How much each client counts; the algorithm's own way where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weighting: Option<Weighting>,
+    /// FedProx: weight of the pull towards the shared adapter.
+    pub prox_mu: f64,
+    /// Server learning rate of FedAdagrad, FedYogi and FedAdam.
+    pub server_lr: f64,
+    /// Decay of the server's momentum.
+    pub beta1: f64,
+    /// Decay of the server's second moment.
+    pub beta2: f64,
+    /// Adaptivity of the server's optimiser.
+    pub tau: f64,
+
+    /// Rounds.
+    pub rounds: u32,
+    /// Optimiser steps of a client in a round.
+    pub steps: usize,
+    /// Rows of a step, or of each of its parts when gradients are accumulated.
+    pub batch_size: usize,
+    /// Parts whose gradients make one step.
+    pub grad_accum: usize,
+    /// Learning rate of the first round.
+    pub lr: f64,
+    /// How the learning rate changes over rounds.
+    pub lr_schedule: LearningRateSchedule,
+    /// Where the cosine schedule ends.
+    pub lr_min: f64,
+    /// AdamW's weight decay.
+    pub weight_decay: f64,
+    /// Longest gradient (L2 norm); 0 does not clip.
+    pub max_grad_norm: f64,
+
+    /// LoRA rank.
+    pub lora_rank: usize,
+    /// LoRA strength.
+    pub lora_alpha: f64,
+    /// Adapted projections.
+    pub lora_targets: Vec<Target>,
+    /// Dropout before A.
+    pub lora_dropout: f64,
+
+    /// Rounds between two evaluations; 0 evaluates only before and after.
+    pub eval_every: u32,
+    /// Held-out rows an evaluation reads, spread over their sources; 0 reads all.
+    pub eval_rows: usize,
+    /// Held-out prompts answered before and after training.
+    pub answers: usize,
+    /// Longest answer, tokens.
+    pub answer_tokens: usize,
+
+    /// Checkpoints kept; 0 keeps all.
+    pub keep_checkpoints: usize,
+    /// How matrix products round.
+    pub precision: ComputePrecision,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// The run's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out: Option<PathBuf>,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        let Hyperparameters { prox_mu, server_lr, beta1, beta2, tau } = Hyperparameters::default();
+        Self {
+            model: "smollm2-135m-instruct".into(),
+            dataset: "demo".into(),
+            data_dir: None,
+            data: Vec::new(),
+            task: Task::Sft,
+            template: Template::Alpaca,
+            seq_len: 512,
+            holdout: 0.1,
+            clients: 8,
+            sample: 4,
+            partition: Partition::Iid,
+            sampling: Sampling::Seeded,
+            algorithm: Algorithm::FedAvg,
+            compare: Vec::new(),
+            variant: Variant::default(),
+            weighting: None,
+            prox_mu,
+            server_lr,
+            beta1,
+            beta2,
+            tau,
+            rounds: 20,
+            steps: 10,
+            batch_size: 8,
+            grad_accum: 1,
+            lr: 5e-4,
+            lr_schedule: LearningRateSchedule::Cosine,
+            lr_min: 1e-6,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            lora_rank: 8,
+            lora_alpha: 16.0,
+            lora_targets: vec![Target::QProj, Target::VProj],
+            lora_dropout: 0.0,
+            eval_every: 5,
+            eval_rows: 200,
+            answers: 3,
+            answer_tokens: 64,
+            keep_checkpoints: 3,
+            precision: ComputePrecision::Bf16,
+            seed: 0,
+            out: None,
+        }
+    }
+}
+
+/// Keys that say where and how long things are kept, not what is computed: a run may resume with
+/// other values.
+const FREE_ON_RESUME: [&str; 2] = ["out", "keep_checkpoints"];
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, has an unknown key, or a value of the wrong kind.
+    #[error("{path}, line {line} (`{text}`): {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// The line.
+        text: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A value is out of range.
+    #[error("{place}: {problem}")]
+    Value {
+        /// The flag, or the file, line and key.
+        place: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// The configuration cannot be written.
+    #[error("cannot write the configuration as TOML: {0}")]
+    Write(#[from] toml::ser::Error),
+}
+
+/// Where the values of a configuration come from, to name the place of a wrong one.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// The file and its text, if one was read.
+    file: Option<(PathBuf, String)>,
+    /// Keys that were given as flags.
+    flags: Vec<&'static str>,
+}
+
+impl Origin {
+    /// Notes that `key` was given as a flag.
+    pub fn add_flag(&mut self, key: &'static str) {
+        self.flags.push(key);
+    }
+
+    /// How a user knows the value of `key`: `--lora-rank`, or `run.toml, line 3: lora_rank`.
+    fn place(&self, key: &str) -> String {
+        if self.flags.contains(&key) {
+            return format!("--{}", key.replace('_', "-"));
+        }
+        let line = self.file.as_ref().and_then(|(path, text)| {
+            Some(format!("{}, line {}: {key}", path.display(), line_of(text, key)?))
+        });
+        line.unwrap_or_else(|| key.to_owned())
+    }
+}
+
+impl RunConfig {
+    /// Reads a configuration file; absent keys have their defaults.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no TOML, or has an unknown key or a value of the wrong kind.
+    pub fn read(path: &Path) -> Result<(Self, Origin), ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config = toml::from_str(&text).map_err(|error| parse_error(path, &text, &error))?;
+        Ok((config, Origin { file: Some((path.to_owned(), text)), flags: Vec::new() }))
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// Names the first value that is out of range and where it was given.
+    pub fn check(&self, origin: &Origin) -> Result<(), ConfigError> {
+        match self.problem() {
+            None => Ok(()),
+            Some((key, problem)) => Err(ConfigError::Value { place: origin.place(key), problem }),
+        }
+    }
+
+    /// The configuration as TOML, every key with its value.
+    ///
+    /// # Errors
+    /// When a value has no TOML form.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        Ok(toml::to_string(self)?)
+    }
+
+    /// The algorithms to run, one after another.
+    pub fn algorithms(&self) -> &[Algorithm] {
+        if self.compare.is_empty() { std::slice::from_ref(&self.algorithm) } else { &self.compare }
+    }
+
+    /// The adapter's shape.
+    ///
+    /// # Errors
+    /// When a value is out of range.
+    pub fn lora(&self) -> Result<LoraConfig, LoraConfigError> {
+        let config = LoraConfig::new(self.lora_rank, self.lora_alpha, &self.lora_targets)?;
+        let config = LoraConfig { dropout: self.lora_dropout, ..config };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The algorithms' constants.
+    pub fn hyperparameters(&self) -> Hyperparameters {
+        let &Self { prox_mu, server_lr, beta1, beta2, tau, .. } = self;
+        Hyperparameters { prox_mu, server_lr, beta1, beta2, tau }
+    }
+
+    /// The clients' row schedule.
+    pub fn row_schedule(&self) -> RowSchedule {
+        let rows_per_round = self.steps * self.batch_size * self.grad_accum;
+        RowSchedule { sampling: self.sampling, seed: self.seed, rows_per_round }
+    }
+
+    /// The first key whose value differs between two configurations of the same run, with both
+    /// values.
+    ///
+    /// # Errors
+    /// When a configuration has no TOML form.
+    pub fn difference(&self, other: &Self) -> Result<Option<Difference>, ConfigError> {
+        let tables = [toml::Table::try_from(self)?, toml::Table::try_from(other)?];
+        let keys = tables.iter().flat_map(toml::Table::keys);
+        let differs = |key: &&String| tables[0].get(*key) != tables[1].get(*key);
+        let mut keys = keys.filter(|key| !FREE_ON_RESUME.contains(&key.as_str()));
+        Ok(keys.find(differs).map(|key| Difference {
+            key: key.clone(),
+            values: tables.each_ref().map(|table| table.get(key).map(ToString::to_string)),
+        }))
+    }
+
+    fn problem(&self) -> Option<(&'static str, String)> {
+        let counts = [
+            ("clients", self.clients as usize),
+            ("sample", self.sample as usize),
+            ("rounds", self.rounds as usize),
+            ("steps", self.steps),
+            ("batch_size", self.batch_size),
+            ("grad_accum", self.grad_accum),
+            ("answer_tokens", self.answer_tokens),
+        ];
+        if let Some(&(key, _)) = counts.iter().find(|&&(_, count)| count == 0) {
+            return Some((key, "0 is too few, use at least 1".into()));
+        }
+        let factors = [self.steps, self.batch_size, self.grad_accum];
+        let rows = factors.into_iter().try_fold(1_usize, usize::checked_mul);
+        if rows.is_none_or(|rows| rows > MAX_ROWS_PER_ROUND) {
+            let problem = "steps × batch_size × grad_accum is more than a client can train on";
+            return Some(("steps", problem.into()));
+        }
+        if self.seq_len < 8 {
+            return Some((
+                "seq_len",
+                format!("{} tokens hold no example, use at least 8", self.seq_len),
+            ));
+        }
+        let ranges = [
+            ("holdout", self.holdout, 0.0..0.95),
+            ("lr", self.lr, f64::MIN_POSITIVE..f64::MAX),
+            ("lr_min", self.lr_min, 0.0..f64::MAX),
+            ("weight_decay", self.weight_decay, 0.0..f64::MAX),
+            ("max_grad_norm", self.max_grad_norm, 0.0..f64::MAX),
+        ];
+        if let Some((key, value, range)) =
+            ranges.into_iter().find(|(_, value, range)| !range.contains(value))
+        {
+            return Some((key, out_of_range(value, &range)));
+        }
+        if self.lr_schedule == LearningRateSchedule::Cosine && self.lr_min > self.lr {
+            let problem = format!("{} is above the learning rate {}", self.lr_min, self.lr);
+            return Some(("lr_min", problem));
+        }
+        if let Err(error) = self.lora() {
+            let key = match error {
+                LoraConfigError::Rank { .. } => "lora_rank",
+                LoraConfigError::Alpha { .. } => "lora_alpha",
+                LoraConfigError::Dropout { .. } => "lora_dropout",
+                _ => "lora_targets",
+            };
+            return Some((key, error.to_string()));
+        }
+        if let Err(error) = self.hyperparameters().check() {
+            return Some((error.name, error.to_string()));
+        }
+        self.algorithm_problem()
+    }
+
+    fn algorithm_problem(&self) -> Option<(&'static str, String)> {
+        let key = if self.compare.is_empty() { "algorithm" } else { "compare" };
+        for (i, algorithm) in self.algorithms().iter().enumerate() {
+            if let Algorithm::Local { client } = *algorithm
+                && client >= self.clients as usize
+            {
+                let last = self.clients - 1;
+                return Some((
+                    key,
+                    format!("there is no client {client}, the clients are 0 to {last}"),
+                ));
+            }
+            if self.compare[..i.min(self.compare.len())].contains(algorithm) {
+                return Some((key, format!("{algorithm} is named twice")));
+            }
+        }
+        None
+    }
+}
+
+/// Rows of one client's work in a round; far more than any plan needs, few enough to number.
+const MAX_ROWS_PER_ROUND: usize = 100_000_000;
+
+fn out_of_range(value: f64, range: &Range<f64>) -> String {
+    if range.start == 0.0 && range.end == f64::MAX {
+        format!("{value} is out of range, use 0 or a positive number")
+    } else if range.end == f64::MAX {
+        format!("{value} is out of range, use a positive number")
+    } else {
+        format!(
+            "{value} is out of range, use {} up to, but not including, {}",
+            range.start, range.end
+        )
+    }
+}
+
+/// Two configurations differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The key.
+    pub key: String,
+    /// Its value on either side, where it has one.
+    pub values: [Option<String>; 2],
+}
+
+impl Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [was, is] = self.values.each_ref().map(|value| value.as_deref().unwrap_or("absent"));
+        write!(f, "{} was {was} and is now {is}", self.key)
+    }
+}
+
+/// The number, from 1, of the line that sets `key`.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let sets = |line: &str| {
+        let rest = line.trim_start().strip_prefix(key);
+        rest.is_some_and(|rest| rest.trim_start().starts_with('='))
+    };
+    text.lines().position(sets).map(|index| index + 1)
+}
+
+fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let message = error.message().lines().collect::<Vec<_>>().join(" ");
+    // For an unknown key the parser points at the whole table.
+    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+    let line = unknown.and_then(|key| line_of(text, key)).unwrap_or_else(|| {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        // An error at the end of the text belongs to its last line.
+        let before = text.get(..at).unwrap_or(text).trim_end_matches('\n');
+        before.matches('\n').count() + 1
+    });
+    ConfigError::Parse {
+        path: path.to_owned(),
+        line,
+        text: text.lines().nth(line - 1).unwrap_or_default().trim().to_owned(),
+        message,
+    }
+}
+
+/// Values that are written by their names, as on the command line.
+mod by_name {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<(RunConfig, Origin), ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        std::fs::write(&path, text).unwrap();
+        RunConfig::read(&path)
+    }
+
+    fn refusal(text: &str) -> String {
+        let checked = read(text).and_then(|(config, origin)| config.check(&origin));
+        let told = checked.unwrap_err().to_string();
+        // The folder is another one in every run.
+        told.rsplit_once('/').map_or(told.clone(), |(_, rest)| rest.to_owned())
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_a_complete_file_reads_back() {
+        let config = RunConfig::default();
+        config.check(&Origin::default()).unwrap();
+        let other = RunConfig {
+            compare: vec![Algorithm::Local { client: 2 }, Algorithm::FedAdam],
+            partition: "dirichlet:0.5".parse().unwrap(),
+            weighting: Some(Weighting::Uniform),
+            data_dir: Some("some/folder".into()),
+            out: Some("runs/x".into()),
+            lr: 1.0 / 3.0,
+            ..config.clone()
+        };
+        for config in [config, other] {
+            let (back, _) = read(&config.to_toml().unwrap()).unwrap();
+            assert_eq!(back, config);
+        }
+    }
+
+    #[test]
+    fn errors_name_file_line_and_key() {
+        let cases = [
+            ("rounds = 3\nronds = 4\n", "run.toml, line 2 (`ronds = 4`): unknown field `ronds`"),
+            ("\nrounds = \"ten\"\n", "run.toml, line 2 (`rounds = \"ten\"`): invalid type: string"),
+            ("rounds = -1\n", "run.toml, line 1 (`rounds = -1`): invalid value"),
+            (
+                "seed = 1\nalgorithm = \"fedsgd\"",
+                "line 2 (`algorithm = \"fedsgd\"`): unknown algorithm",
+            ),
+            ("template = \"latin\"", "line 1 (`template = \"latin\"`)"),
+            ("rounds = ", "run.toml, line 1 (`rounds =`)"),
+            ("# rounds = 9\nseed = 1\nrounds = 0\n", "run.toml, line 3: rounds: 0 is too few"),
+            ("lora_rank = 0", "run.toml, line 1: lora_rank: LoRA rank 0"),
+            ("holdout = 1.5", "line 1: holdout: 1.5 is out of range"),
+            ("lr = nan", "line 1: lr: NaN is out of range"),
+            ("clients = 3\nalgorithm = \"local:3\"", "line 2: algorithm: there is no client 3"),
+            ("compare = [\"fedavg\", \"fedavg\"]", "line 1: compare: fedavg is named twice"),
+            ("beta1 = 1.0", "line 1: beta1: beta1 is 1"),
+            ("steps = 4294967296\nbatch_size = 4294967296", "line 1: steps: steps × batch_size"),
+        ];
+        for (text, expected) in cases {
+            let told = refusal(text);
+            assert!(told.contains(expected), "{text:?} told: {told}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_flag_is_named_as_a_flag() {
+        let (mut config, mut origin) = read("rounds = 3\n").unwrap();
+        config.rounds = 0;
+        origin.add_flag("rounds");
+        assert!(config.check(&origin).unwrap_err().to_string().starts_with("--rounds: 0"));
+    }
+
+    #[test]
+    fn a_difference_that_matters_is_found() {
+        let config = RunConfig::default();
+        let moved =
+            RunConfig { out: Some("elsewhere".into()), keep_checkpoints: 9, ..config.clone() };
+        assert_eq!(config.difference(&moved).unwrap(), None);
+        let other = RunConfig { lora_rank: 16, ..config.clone() };
+        let told = config.difference(&other).unwrap().unwrap().to_string();
+        assert_eq!(told, "lora_rank was 8 and is now 16");
+        let weighted = RunConfig { weighting: Some(Weighting::Uniform), ..config.clone() };
+        let told = config.difference(&weighted).unwrap().unwrap().to_string();
+        assert_eq!(told, "weighting was absent and is now \"uniform\"");
+    }
+}

@@ -1,0 +1,48 @@
+//! What all runs of one configuration share: one base model, one tokenizer, the clients' data.
+
+use fleetune_core::adapter::Adapter;
+use fleetune_core::data::{Encoder, Record};
+use fleetune_core::generate::{GenerateOptions, generate};
+use fleetune_core::model::{Decoder, PassOptions, TextTokenizer};
+
+use super::error::SimulateError;
+use super::fleet::Fleet;
+
+/// What all runs of one configuration share.
+#[derive(Clone, Copy)]
+pub struct Environment<'a> {
+    /// The frozen base model: one copy, whatever the number of clients.
+    pub decoder: &'a Decoder,
+    /// Text to tokens and back.
+    pub tokenizer: &'a TextTokenizer,
+    /// Longest answer, tokens.
+    pub answer_tokens: usize,
+    /// Rows to tokens.
+    pub encoder: &'a Encoder<'a>,
+    /// The clients' data.
+    pub fleet: &'a Fleet,
+    /// How adapters name their base model.
+    pub base_name: &'a str,
+    /// Something that a reader of the results must know, such as a stand-in model.
+    pub notice: Option<&'a str>,
+}
+
+impl Environment<'_> {
+    /// What the model with `adapter` answers to the row's question, greedily.
+    ///
+    /// # Errors
+    /// When the question cannot be tokenised or the engine fails.
+    pub fn answer(&self, adapter: &Adapter, record: &Record) -> Result<String, SimulateError> {
+        let prompt = self.encoder.prompt(record)?;
+        let options = GenerateOptions {
+            max_tokens: self.answer_tokens,
+            stop_ids: self.tokenizer.stop_ids().to_vec(),
+            ..GenerateOptions::default()
+        };
+        let lora = self.decoder.lora_tensors(adapter)?;
+        let pass = PassOptions { lora: Some(&lora), ..PassOptions::default() };
+        let ids = generate(self.decoder, &prompt, &options, &pass, |_| true)?;
+        let text = self.tokenizer.decode(&ids, true)?;
+        Ok(text.trim().to_owned())
+    }
+}

@@ -1,0 +1,354 @@
+//! One run: rounds of one algorithm, from the first or from where the run was left.
+//!
+//! A round's checkpoint is the moment it counts. Whatever a round writes before (metrics, control
+//! variates) is dropped when the run resumes from the checkpoint before, and everything a round
+//! does follows from that checkpoint and the round's number. So a run that is killed anywhere and
+//! resumed ends with the same adapter, bit by bit, as one that was not.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+use fleetune_core::adapter::{Adapter, ParameterSet};
+use fleetune_core::client::{ClientError, Download, RoundOutcome, RoundPlan, train_round};
+
+use super::checkpoint::{Checkpoint, Checkpoints};
+use super::config::RunConfig;
+use super::control::ControlStore;
+use super::environment::Environment;
+use super::error::SimulateError;
+use super::evaluation::measure;
+use super::journal::{ClientRecord, EvaluationRecord, Journal, Record, RoundRecord};
+use super::observer::{Event, Observer, tell};
+use super::schedule::clients_of_round;
+use super::seed::{Choice, derived};
+use super::server::Server;
+use crate::aggregate::Algorithm;
+
+/// The metrics file's name in a run's folder.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// Runs the rounds of `config` in `folder` until all are done. `baseline` is the evaluation before
+/// training where another run of the same beginning has made it.
+///
+/// # Errors
+/// When something cannot be read or written, a client fails, or the observer asks to stop; the run
+/// can then be resumed.
+pub fn run(
+    environment: &Environment<'_>,
+    config: &RunConfig,
+    folder: &Path,
+    baseline: Option<EvaluationRecord>,
+    observer: &mut dyn Observer,
+) -> Result<(), SimulateError> {
+    let checkpoints = Checkpoints::open(&folder.join("checkpoints"), config.keep_checkpoints)?;
+    let latest = checkpoints.latest()?;
+    let metrics = folder.join(METRICS_FILE);
+    let journal = Journal::open(&metrics, latest.as_ref().map(|checkpoint| checkpoint.round))?;
+    let started = Instant::now();
+    let mut federation = match latest {
+        Some(latest) => {
+            Federation::resume(environment, config, folder, checkpoints, journal, latest)?
+        }
+        None => {
+            let mut federation =
+                Federation::begin(environment, config, folder, checkpoints, journal)?;
+            federation.first_checkpoint(baseline, started, observer)?;
+            federation
+        }
+    };
+    let (algorithm, rounds) = (config.algorithm.to_string(), config.rounds);
+    let clients = clients(config, 0).len() as u32;
+    tell(observer, Event::Started { algorithm, clients, done: federation.done, rounds })?;
+    while federation.done < config.rounds {
+        federation.round(observer)?;
+    }
+    Ok(())
+}
+
+/// A run in progress.
+struct Federation<'a> {
+    environment: &'a Environment<'a>,
+    config: &'a RunConfig,
+    checkpoints: Checkpoints,
+    journal: Journal,
+    /// SCAFFOLD's clients' memory.
+    controls: Option<ControlStore>,
+    server: Server,
+    /// The shared adapter; its parameters are those of `server`.
+    adapter: Adapter,
+    /// Rounds done.
+    done: u32,
+    /// Time spent on them.
+    elapsed_seconds: f64,
+    /// Rounds that each client has taken part in, of those that have.
+    participations: HashMap<u32, u32>,
+}
+
+impl<'a> Federation<'a> {
+    fn begin(
+        environment: &'a Environment<'a>,
+        config: &'a RunConfig,
+        folder: &Path,
+        checkpoints: Checkpoints,
+        journal: Journal,
+    ) -> Result<Self, SimulateError> {
+        let lora = config.lora().map_err(fleetune_core::adapter::AdapterError::from)?;
+        let seed = derived(config.seed, Choice::Adapter, &[]);
+        let adapter = Adapter::new(lora, environment.decoder.config(), seed)?;
+        let beginning = Checkpoint { round: 0, elapsed_seconds: 0.0, adapter, state: None };
+        Self::resume(environment, config, folder, checkpoints, journal, beginning)
+    }
+
+    fn resume(
+        environment: &'a Environment<'a>,
+        config: &'a RunConfig,
+        folder: &Path,
+        checkpoints: Checkpoints,
+        journal: Journal,
+        checkpoint: Checkpoint,
+    ) -> Result<Self, SimulateError> {
+        let Checkpoint { round, elapsed_seconds, adapter, state } = checkpoint;
+        adapter.check_against(environment.decoder.config())?;
+        let controls = match config.algorithm {
+            Algorithm::Scaffold => Some(ControlStore::open(&folder.join("clients"), round)?),
+            _ => None,
+        };
+        let server = Server::new(config, &adapter.parameters, state.as_deref(), round)?;
+        let mut participations = HashMap::new();
+        for past in 0..round {
+            for client in clients(config, past) {
+                *participations.entry(client).or_default() += 1;
+            }
+        }
+        Ok(Self {
+            environment,
+            config,
+            checkpoints,
+            journal,
+            controls,
+            server,
+            adapter,
+            done: round,
+            elapsed_seconds,
+            participations,
+        })
+    }
+
+    /// Measures the base model and writes the checkpoint before the first round.
+    fn first_checkpoint(
+        &mut self,
+        baseline: Option<EvaluationRecord>,
+        started: Instant,
+        observer: &mut dyn Observer,
+    ) -> Result<(), SimulateError> {
+        let evaluation = match baseline {
+            Some(baseline) => Some(baseline),
+            None => measure(self.environment, &self.adapter, 0, self.config.answers, observer)?,
+        };
+        if let Some(evaluation) = evaluation {
+            self.journal.append(&Record::Evaluation(evaluation.clone()))?;
+            tell(observer, Event::Evaluated(&evaluation))?;
+        }
+        self.commit(started.elapsed().as_secs_f64(), &[], observer)
+    }
+
+    /// One round, to its checkpoint.
+    fn round(&mut self, observer: &mut dyn Observer) -> Result<(), SimulateError> {
+        let started = Instant::now();
+        // Rounds count from 1 for people, from 0 in schedules.
+        let index = self.done;
+        let round = index + 1;
+        let clients = clients(self.config, index);
+        let global = self.adapter.parameters.clone();
+        let download = self.server.download(round)?;
+        let learning_rate = self.learning_rate(index);
+        let mut opened = self.server.begin(round)?;
+        let mut record = RoundRecord {
+            round,
+            clients: Vec::with_capacity(clients.len()),
+            learning_rate,
+            loss: None,
+            change_norm: 0.0,
+            tokens: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            seconds: 0.0,
+            elapsed_seconds: 0.0,
+        };
+        let (mut loss_sum, mut supervised_tokens) = (0.0, 0);
+        for &client in &clients {
+            let Some((outcome, update)) =
+                self.client(round, client, learning_rate, &download, observer)?
+            else {
+                continue;
+            };
+            opened.accumulate(round, &global, outcome, update.rows)?;
+            loss_sum += update.loss * update.supervised_tokens as f64;
+            supervised_tokens += update.supervised_tokens;
+            record.clients.push(client);
+            record.tokens += update.tokens;
+            record.bytes_up += update.bytes_up;
+            record.bytes_down += update.bytes_down;
+            self.journal.append(&Record::Client(update.clone()))?;
+            tell(observer, Event::Updated(&update))?;
+        }
+        self.server.finish(round, opened)?;
+        self.adapter.parameters = self.server.adapter();
+        record.change_norm = distance(&self.adapter.parameters, &global)?;
+        record.loss = (supervised_tokens > 0).then(|| loss_sum / supervised_tokens as f64);
+        record.seconds = started.elapsed().as_secs_f64();
+        record.elapsed_seconds = self.elapsed_seconds + record.seconds;
+        self.journal.append(&Record::Round(record.clone()))?;
+        tell(observer, Event::Aggregated(&record))?;
+
+        self.evaluate_if_due(round, observer)?;
+        self.done = round;
+        for &client in &clients {
+            *self.participations.entry(client).or_default() += 1;
+        }
+        self.commit(started.elapsed().as_secs_f64(), &clients, observer)
+    }
+
+    /// Lets a client train. `None` where its rows have nothing to learn.
+    fn client(
+        &mut self,
+        round: u32,
+        client: u32,
+        learning_rate: f64,
+        download: &Download,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<(RoundOutcome, ClientRecord)>, SimulateError> {
+        let started = Instant::now();
+        let Environment { decoder, encoder, fleet, .. } = *self.environment;
+        let rows = fleet.rows_of(client);
+        let past = self.participations.get(&client).copied().unwrap_or(0);
+        let order = self.config.row_schedule().rows(client, round - 1, past, rows);
+        let examples = fleet.examples(client, order, encoder);
+        let own_control = match &self.controls {
+            Some(controls) => controls.load(client)?,
+            None => None,
+        };
+        let plan = self.plan(round, client, learning_rate);
+        let watch = |step: &_| match tell(observer, Event::Stepped { round, client, step }) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        let outcome = match train_round(decoder, &plan, download, own_control, examples, watch) {
+            Ok(outcome) => outcome,
+            Err(ClientError::NothingToLearn) => return Ok(None),
+            Err(ClientError::Stopped) => return Err(SimulateError::Stopped),
+            Err(source) => return Err(SimulateError::Client { round, client, source }),
+        };
+        if let (Some(controls), Some(control)) = (&self.controls, &outcome.control) {
+            controls.save(client, round, control)?;
+        }
+        let report = outcome.report;
+        let travels = |bytes: usize| if self.server.shares() { bytes as u64 } else { 0 };
+        let record = ClientRecord {
+            round,
+            client,
+            rows: rows as u64,
+            steps: report.steps as u64,
+            tokens: report.tokens,
+            supervised_tokens: report.supervised_tokens,
+            loss: report.loss,
+            first_loss: report.first_loss,
+            last_loss: report.last_loss,
+            update_norm: report.update_norm,
+            bytes_up: travels(outcome.upload.byte_len()),
+            bytes_down: travels(download.byte_len()),
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        Ok(Some((outcome, record)))
+    }
+
+    fn plan(&self, round: u32, client: u32, learning_rate: f64) -> RoundPlan {
+        let config = self.config;
+        let place = [u64::from(round), u64::from(client)];
+        RoundPlan {
+            round,
+            lora: self.adapter.config.clone(),
+            steps: config.steps,
+            batch_size: config.batch_size * config.grad_accum,
+            learning_rate,
+            weight_decay: config.weight_decay,
+            max_grad_norm: (config.max_grad_norm > 0.0).then_some(config.max_grad_norm),
+            prox_mu: (config.algorithm == Algorithm::FedProx).then_some(config.prox_mu),
+            seed: derived(config.seed, Choice::Training, &place),
+        }
+    }
+
+    fn learning_rate(&self, index: u32) -> f64 {
+        let RunConfig { lr_schedule, rounds, lr, lr_min, .. } = *self.config;
+        lr_schedule.rate(index, rounds, lr, lr_min)
+    }
+
+    fn evaluate_if_due(
+        &mut self,
+        round: u32,
+        observer: &mut dyn Observer,
+    ) -> Result<(), SimulateError> {
+        let every = self.config.eval_every;
+        let last = round == self.config.rounds;
+        if !last && (every == 0 || !round.is_multiple_of(every)) {
+            return Ok(());
+        }
+        let answers = if last { self.config.answers } else { 0 };
+        if let Some(evaluation) =
+            measure(self.environment, &self.adapter, round, answers, observer)?
+        {
+            self.journal.append(&Record::Evaluation(evaluation.clone()))?;
+            tell(observer, Event::Evaluated(&evaluation))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the rounds done so far count; `clients` are those of the last one.
+    fn commit(
+        &mut self,
+        seconds: f64,
+        clients: &[u32],
+        observer: &mut dyn Observer,
+    ) -> Result<(), SimulateError> {
+        self.elapsed_seconds += seconds;
+        let round = self.done;
+        self.journal.sync()?;
+        tell(observer, Event::Recorded { round })?;
+        let checkpoint = Checkpoint {
+            round,
+            elapsed_seconds: self.elapsed_seconds,
+            adapter: self.adapter.clone(),
+            state: self.server.state_bytes()?,
+        };
+        self.checkpoints.commit(&checkpoint, self.environment.base_name)?;
+        tell(observer, Event::Committed { round })?;
+        let oldest = self.checkpoints.prune()?;
+        if let Some(controls) = &self.controls {
+            for &client in clients {
+                controls.prune(client, oldest)?;
+            }
+        }
+        tell(observer, Event::Pruned { round })
+    }
+}
+
+/// The clients of the round with index `index`.
+fn clients(config: &RunConfig, index: u32) -> Vec<u32> {
+    match config.algorithm {
+        // The configuration's check keeps the number below that of the clients, a u32.
+        Algorithm::Local { client } => vec![client as u32],
+        _ => {
+            let RunConfig { sampling, seed, clients, sample, .. } = *config;
+            clients_of_round(sampling, seed, index, clients, sample)
+        }
+    }
+}
+
+/// L2 norm of the difference.
+fn distance(a: &ParameterSet, b: &ParameterSet) -> Result<f64, SimulateError> {
+    let mut difference = a.clone();
+    difference.zip_apply(b, |a, b| *a -= b)?;
+    Ok(difference.l2_norm())
+}

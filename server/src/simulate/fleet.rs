@@ -1,0 +1,176 @@
+//! The clients' data: which rows a client holds, which are held out, read when they are needed.
+//!
+//! Memory holds row numbers (four bytes a row), never rows.
+
+use std::collections::BTreeMap;
+
+use fleetune_core::data::{
+    Dataset, DatasetError, Encoder, HoldOut, HoldOutError, PartitionError, Record, Shard,
+    TokenizedExample,
+};
+use rand::seq::SliceRandom;
+
+use super::config::RunConfig;
+use super::seed::{Choice, derived, generator};
+
+/// Why rows cannot be dealt to clients.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FleetError {
+    /// Rows cannot be held out.
+    #[error(transparent)]
+    HoldOut(#[from] HoldOutError),
+    /// Rows cannot be spread over clients.
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
+    /// A row cannot be read.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// The task and the data do not fit.
+    #[error(
+        "the data set {name} holds preference pairs, which sft cannot learn from: choose another data set"
+    )]
+    Preferences {
+        /// The data set.
+        name: String,
+    },
+}
+
+/// A held-out row and the group it is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct HeldOutRow {
+    row: u32,
+    /// Index into [`Fleet::groups`].
+    group: u16,
+}
+
+/// The data of a federation.
+#[derive(Debug)]
+pub struct Fleet {
+    dataset: Dataset,
+    shards: Vec<Shard>,
+    groups: Vec<String>,
+    held_out: Vec<HeldOutRow>,
+}
+
+impl Fleet {
+    /// Holds rows out and deals the others to clients, as the configuration says.
+    ///
+    /// # Errors
+    /// When there are too few rows for the clients, or a row cannot be read.
+    pub fn new(dataset: Dataset, config: &RunConfig) -> Result<Self, FleetError> {
+        if dataset.is_preference() {
+            return Err(FleetError::Preferences { name: dataset.name().to_owned() });
+        }
+        dataset.check_template(config.template)?;
+        let (train, held_out) = if dataset.marks_holdout() {
+            let split = dataset.split_holdout(HoldOut::Marked, 0)?;
+            (split.train, split.held_out)
+        } else if config.holdout > 0.0 {
+            let seed = derived(config.seed, Choice::HoldOut, &[]);
+            let split = dataset.split_holdout(HoldOut::Fraction(config.holdout), seed)?;
+            (split.train, split.held_out)
+        } else {
+            (dataset.rows(), Vec::new())
+        };
+        let seed = derived(config.seed, Choice::Partition, &[]);
+        let shards = config.partition.split(&dataset, &train, config.clients as usize, 1, seed)?;
+        let mut fleet = Self { dataset, shards, groups: Vec::new(), held_out: Vec::new() };
+        fleet.choose_held_out(held_out, config)?;
+        Ok(fleet)
+    }
+
+    /// Takes the held-out rows that evaluations read: of each group in turn, in a random order.
+    fn choose_held_out(
+        &mut self,
+        mut rows: Vec<u32>,
+        config: &RunConfig,
+    ) -> Result<(), FleetError> {
+        rows.shuffle(&mut generator(config.seed, Choice::HoldOut, &[1]));
+        let mut by_group: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for row in rows.iter().copied() {
+            let group = group_of(&self.dataset, &self.dataset.record(row)?);
+            by_group.entry(group).or_default().push(row);
+        }
+        let wanted = if config.eval_rows == 0 { rows.len() } else { config.eval_rows };
+        // Numbers of groups are small in every data set; beyond, rows are counted together.
+        self.groups = by_group.keys().take(usize::from(u16::MAX)).cloned().collect();
+        let mut queues: Vec<_> = by_group.into_values().map(Vec::into_iter).collect();
+        while self.held_out.len() < wanted {
+            let before = self.held_out.len();
+            for (group, queue) in queues.iter_mut().enumerate() {
+                if let Some(row) = queue.next().filter(|_| self.held_out.len() < wanted) {
+                    let group = group.min(usize::from(u16::MAX) - 1) as u16;
+                    self.held_out.push(HeldOutRow { row, group });
+                }
+            }
+            if self.held_out.len() == before {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows that client `client` holds.
+    pub fn rows_of(&self, client: u32) -> usize {
+        self.shards.get(client as usize).map_or(0, |shard| shard.rows.len())
+    }
+
+    /// The groups of rows that client `client` holds, where rows go by group.
+    pub fn groups_of(&self, client: u32) -> &[String] {
+        self.shards.get(client as usize).map_or(&[], |shard| &shard.groups)
+    }
+
+    /// The rows of client `client` in the order of `order` (numbers below [`Fleet::rows_of`]),
+    /// tokenised as they are asked for; rows without anything to learn are passed over.
+    pub fn examples<'a>(
+        &'a self,
+        client: u32,
+        order: Vec<usize>,
+        encoder: &'a Encoder<'_>,
+    ) -> impl Iterator<Item = Result<TokenizedExample, DatasetError>> + 'a {
+        let rows = self.shards.get(client as usize).map_or(&[][..], |shard| &shard.rows);
+        let rows = order.into_iter().filter_map(move |i| rows.get(i).copied());
+        rows.filter_map(|row| self.dataset.example(row, encoder).transpose())
+    }
+
+    /// Names of the groups of the held-out rows.
+    pub fn groups(&self) -> &[String] {
+        &self.groups
+    }
+
+    /// Number of held-out rows.
+    pub fn held_out(&self) -> usize {
+        self.held_out.len()
+    }
+
+    /// Held-out row `i`, tokenised, with the index of its group; `None` where it has nothing to
+    /// learn.
+    ///
+    /// # Errors
+    /// When the row cannot be read or tokenised.
+    pub fn held_out_example(
+        &self,
+        i: usize,
+        encoder: &Encoder<'_>,
+    ) -> Result<Option<(usize, TokenizedExample)>, DatasetError> {
+        let HeldOutRow { row, group } = self.held_out[i];
+        let example = self.dataset.example(row, encoder)?;
+        Ok(example.map(|example| (usize::from(group), example)))
+    }
+
+    /// Held-out row `i` as it is in the data, with its group.
+    ///
+    /// # Errors
+    /// When the row cannot be read.
+    pub fn held_out_record(&self, i: usize) -> Result<(&str, Record), DatasetError> {
+        let HeldOutRow { row, group } = self.held_out[i];
+        Ok((&self.groups[usize::from(group)], self.dataset.record(row)?))
+    }
+}
+
+/// What a row is counted under: its data set where several are mixed, else its source.
+fn group_of(dataset: &Dataset, record: &Record) -> String {
+    let field = if dataset.is_mixture() { "dataset" } else { "source" };
+    record.field(field).unwrap_or_default().to_owned()
+}
