@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::Device;
 use fleetune_core::data::{Dataset, Encoder};
 use fleetune_core::kernels::Precision;
+use fleetune_core::memory::{MemoryPlan, Workload, plan};
 use fleetune_core::model::{Decoder, LoadedModel};
 use fleetune_server::simulate::SimulateError;
 use fleetune_server::simulate::config::RunConfig;
@@ -34,6 +35,18 @@ impl StandIn {
         Self { model, decoder, _folder: folder }
     }
 
+    fn plan(&self, config: &RunConfig) -> MemoryPlan {
+        let workload = Workload {
+            model: &self.model.config,
+            model_bytes: 1 << 20,
+            lora: &config.lora().unwrap(),
+            extra_adapters: 2,
+            longest: config.seq_len,
+            batch: config.seq_len * config.batch_size,
+        };
+        plan(&workload, None).unwrap()
+    }
+
     /// Runs `config` on the demo set in `out`, or continues a run there.
     pub fn simulate(
         &self,
@@ -58,6 +71,7 @@ impl StandIn {
         let environment = Environment {
             decoder: &self.decoder,
             tokenizer,
+            memory: self.plan(config),
             answer_tokens: config.answer_tokens,
             encoder: &encoder,
             fleet: &fleet,

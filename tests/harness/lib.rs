@@ -1,4 +1,5 @@
 //! What the end-to-end suites share.
 
+pub mod federation;
 pub mod golden;
 pub mod random_model;

@@ -14,6 +14,7 @@ pub mod generate;
 pub mod model;
 pub mod train;
 mod values;
+pub mod simulate;
 
 use std::panic;
 use std::process::ExitCode;
@@ -60,6 +61,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Write text with a model and an adapter
     Generate(generate::GenerateArgs),
+    /// Train a whole federation in one process and compare what algorithms make of it
+    Simulate(Box<simulate::SimulateArgs>),
 }
 
 fn dispatch(command: Command, ctx: &Context) -> CommandResult {
@@ -70,6 +73,7 @@ fn dispatch(command: Command, ctx: &Context) -> CommandResult {
         Command::Train(args) => train::run(args, ctx),
         Command::Bench(args) => bench::run(args, ctx),
         Command::Generate(args) => generate::run(args, ctx),
+        Command::Simulate(args) => simulate::run(*args, ctx),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use fleetune_core::adapter::Target;
 use fleetune_core::data::{DataSource, Dataset, Encoder, Partition, Template};
+use fleetune_core::memory::{MemoryPlan, Workload, plan};
 use fleetune_core::model::{Decoder, LoadedModel};
 use serde_json::json;
 
@@ -221,6 +222,7 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     let environment = Environment {
         decoder: &decoder,
         tokenizer,
+        memory: plan_memory(&model, &config)?,
         answer_tokens: config.answer_tokens,
         encoder: &encoder,
         fleet: &fleet,
@@ -299,6 +301,22 @@ fn find_model(
     Ok((path, Some(notice.into())))
 }
 
+/// How clients lay out their training in memory.
+fn plan_memory(model: &LoadedModel, config: &RunConfig) -> Result<MemoryPlan, CommandError> {
+    let lora = config.lora().map_err(CommandError::usage)?;
+    let sizes = model.files().iter().map(|file| file.metadata().map_or(0, |file| file.len()));
+    let workload = Workload {
+        model: &model.config,
+        model_bytes: sizes.sum(),
+        lora: &lora,
+        // What FedProx or SCAFFOLD keeps beside the adapter.
+        extra_adapters: 2,
+        longest: config.seq_len,
+        batch: config.seq_len.saturating_mul(config.batch_size * config.grad_accum),
+    };
+    plan(&workload, None).map_err(CommandError::usage)
+}
+
 fn explain(error: SimulateError) -> CommandError {
     if error.is_usage() { CommandError::usage(error) } else { error.into() }
 }
@@ -307,6 +325,9 @@ fn explain(error: SimulateError) -> CommandError {
 fn describe(finished: &Finished, notice: Option<&str>) -> String {
     let Finished { comparison, report } = finished;
     let mut text = format!("{}\n", comparison.table());
+    if let Some(groups) = comparison.group_table() {
+        text += &format!("\n{groups}\n");
+    }
     let answers = comparison.answers(1);
     if !answers.is_empty() {
         text += &format!("\n{answers}\n");

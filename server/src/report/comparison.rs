@@ -9,8 +9,8 @@ use super::table::Table;
 use super::text;
 use crate::simulate::journal::{Answer, EvaluationRecord, Score};
 
-/// Groups get a column of their own up to this number; more would not fit a terminal.
-const MAX_GROUP_COLUMNS: usize = 6;
+/// Groups are listed up to this number; more would fill the screen.
+const MAX_GROUPS: usize = 24;
 /// Characters of an answer that a terminal shows.
 const ANSWER_CHARACTERS: usize = 240;
 
@@ -61,7 +61,8 @@ impl Comparison {
     /// Compares runs, each with its algorithm's name. The base row is the first run's evaluation
     /// before training; a run without evaluations has no row.
     pub fn of<'a>(runs: impl IntoIterator<Item = (&'a str, &'a History)> + Clone) -> Self {
-        let base = runs.clone().into_iter().find_map(|(_, history)| history.before());
+        let mut histories = runs.clone().into_iter();
+        let base = histories.find_map(|(_, history)| history.before());
         let mut rows: Vec<Row> =
             base.map(|before| Row::new("base", before, None)).into_iter().collect();
         for (name, history) in runs {
@@ -72,30 +73,23 @@ impl Comparison {
         Self { rows }
     }
 
-    /// Names of the groups, where there are few enough for columns of their own.
-    pub fn group_columns(&self) -> Vec<&str> {
+    /// Names of the groups, where there are few enough to list.
+    pub fn groups(&self) -> Vec<&str> {
         let Some(first) = self.rows.first() else { return Vec::new() };
         let names: Vec<&str> = first.groups.keys().map(String::as_str).collect();
-        if names.len() > MAX_GROUP_COLUMNS { Vec::new() } else { names }
+        if names.len() > MAX_GROUPS { Vec::new() } else { names }
     }
 
-    /// The table for a terminal.
+    /// The table for a terminal: one line per adapter.
     pub fn table(&self) -> String {
-        let groups = self.group_columns();
-        let headings = ["adapter", "held-out loss", "token accuracy"];
-        let mut table = Table::new(
-            headings.into_iter().chain(groups.iter().copied()).chain(["uploaded", "time"]),
-        );
+        let mut table =
+            Table::new(["adapter", "held-out loss", "token accuracy", "uploaded", "time"]);
         for row in &self.rows {
             let mut cells = vec![
                 row.name.clone(),
                 text::loss(row.score.loss),
                 text::percent(row.score.token_accuracy),
             ];
-            for group in &groups {
-                let score = row.groups.get(*group);
-                cells.push(score.map_or_else(String::new, |score| text::loss(score.loss)));
-            }
             if row.tokens > 0 {
                 cells.push(text::bytes(row.bytes_up));
                 cells.push(text::duration(row.seconds));
@@ -103,6 +97,22 @@ impl Comparison {
             table.row(cells);
         }
         table.render()
+    }
+
+    /// Held-out loss by group for a terminal: one line per group, one column per adapter; `None`
+    /// where there are no groups.
+    pub fn group_table(&self) -> Option<String> {
+        let groups = self.groups();
+        let names = self.rows.iter().map(|row| row.name.as_str());
+        let mut table = Table::new(["held-out loss"].into_iter().chain(names));
+        for group in &groups {
+            let losses = self.rows.iter().map(|row| {
+                let score = row.groups.get(*group);
+                score.map_or_else(String::new, |score| text::loss(score.loss))
+            });
+            table.row([(*group).to_owned()].into_iter().chain(losses));
+        }
+        (!groups.is_empty()).then(|| table.render())
     }
 
     /// Prompts with every row's answer, for a terminal; at most `prompts` of them.
@@ -173,8 +183,11 @@ mod tests {
         let names: Vec<_> = comparison.rows.iter().map(|row| row.name.as_str()).collect();
         assert_eq!(names, ["base", "local:0", "fedavg"]);
         let table = comparison.table();
-        assert!(table.contains("sums") && table.contains("2.500") && table.contains("1.000"));
+        assert!(table.contains("2.500") && table.contains("1.000"));
         assert_eq!(table.lines().count(), 5);
+        let groups = comparison.group_table().unwrap();
+        assert_eq!(groups.lines().count(), 3);
+        assert!(groups.contains("fedavg") && groups.contains("sums"));
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub fn comparison_page(heading: &Heading, runs: &[(String, History)], config: &s
     let mut page = Page::new(heading);
     page.tiles(&comparison_tiles(&comparison));
     page.card("Held-out rows", None, comparison_table(&comparison));
+    page.card("Held-out rows by group", None, group_table(&comparison));
     page.cards([
         compared(runs, "Held-out loss", "held-out loss by round", text::loss, |history| {
             history.evaluations.iter().map(|e| (f64::from(e.round), e.score.loss)).collect()
@@ -480,28 +481,13 @@ fn compared_answers(comparison: &Comparison) -> Option<String> {
 }
 
 fn comparison_table(comparison: &Comparison) -> Option<String> {
-    let best = |value: &dyn Fn(&super::comparison::Row) -> Option<f64>| {
-        comparison.rows.iter().filter_map(value).min_by(f64::total_cmp)
-    };
-    let groups = comparison.group_columns();
-    let lowest = best(&|row| Some(row.score.loss));
-    let group_lowest: Vec<Option<f64>> = groups
-        .iter()
-        .map(|group| best(&|row| row.groups.get(*group).map(|score| score.loss)))
-        .collect();
-    let loss_cell = |loss: Option<f64>, lowest: Option<f64>| {
-        let class = if loss.is_some() && loss == lowest { "best" } else { "" };
-        format!(r#"<td class="{class}">{}</td>"#, loss.map_or_else(|| "–".into(), text::loss))
-    };
+    let lowest = comparison.rows.iter().map(|row| row.score.loss).min_by(f64::total_cmp);
     let rows = comparison.rows.iter().map(|row| {
         let mut cells = vec![
             cell(&row.name),
             loss_cell(Some(row.score.loss), lowest),
             cell(text::percent(row.score.token_accuracy)),
         ];
-        for (group, &lowest) in groups.iter().zip(&group_lowest) {
-            cells.push(loss_cell(row.groups.get(*group).map(|score| score.loss), lowest));
-        }
         if row.tokens > 0 {
             let numbers = [
                 text::bytes(row.bytes_up),
@@ -515,10 +501,29 @@ fn comparison_table(comparison: &Comparison) -> Option<String> {
         }
         ("", cells)
     });
-    let mut headings = vec!["adapter", "held-out loss", "token accuracy"];
-    headings.extend(&groups);
-    headings.extend(["uploaded", "downloaded", "tokens", "time"]);
+    let headings =
+        ["adapter", "held-out loss", "token accuracy", "uploaded", "downloaded", "tokens", "time"];
     (!comparison.rows.is_empty()).then(|| table(&headings, rows))
+}
+
+/// One line per group, one column per adapter.
+fn group_table(comparison: &Comparison) -> Option<String> {
+    let groups = comparison.groups();
+    let rows = groups.iter().map(|group| {
+        let losses = || comparison.rows.iter().map(|row| Some(row.groups.get(*group)?.loss));
+        let lowest = losses().flatten().min_by(f64::total_cmp);
+        let cells = losses().map(|loss| loss_cell(loss, lowest));
+        ("", std::iter::once(cell(group)).chain(cells).collect())
+    });
+    let names = comparison.rows.iter().map(|row| row.name.as_str());
+    let headings: Vec<&str> = std::iter::once("held-out loss").chain(names).collect();
+    (!groups.is_empty()).then(|| table(&headings, rows))
+}
+
+/// A loss, marked where it is the lowest.
+fn loss_cell(loss: Option<f64>, lowest: Option<f64>) -> String {
+    let class = if loss.is_some() && loss == lowest { "best" } else { "" };
+    format!(r#"<td class="{class}">{}</td>"#, loss.map_or_else(|| "–".into(), text::loss))
 }
 
 fn compared(

@@ -41,17 +41,19 @@ pub struct ControlStore {
 }
 
 impl ControlStore {
-    /// The store in `folder`, as it was after `rounds` rounds: later versions are dropped.
+    /// The store in `folder`, as it was after `rounds` rounds: later versions are dropped, and those
+    /// that no run resumed from a checkpoint of round `oldest` or later would read.
     ///
     /// # Errors
-    /// When the folder cannot be made or read.
-    pub fn open(folder: &Path, rounds: u32) -> Result<Self, ControlError> {
+    /// When the folder cannot be made, read or cleared.
+    pub fn open(folder: &Path, oldest: u32, rounds: u32) -> Result<Self, ControlError> {
         fs::create_dir_all(folder).map_err(io_error(folder))?;
         let store = Self { folder: folder.to_owned() };
         for entry in fs::read_dir(folder).map_err(io_error(folder))? {
             let path = entry.map_err(io_error(folder))?.path();
             if path.is_dir() {
-                store.remove(&path, |version| version > rounds)?;
+                remove_versions(&path, |version| version > rounds)?;
+                remove_obsolete(&path, oldest)?;
             }
         }
         Ok(store)
@@ -95,22 +97,26 @@ impl ControlStore {
     /// # Errors
     /// When a file cannot be removed.
     pub fn prune(&self, client: u32, oldest: u32) -> Result<(), ControlError> {
-        let folder = self.client_folder(client);
-        let needed = versions(&folder)?.into_iter().filter(|&version| version <= oldest).max();
-        self.remove(&folder, |version| needed.is_some_and(|needed| version < needed))
+        remove_obsolete(&self.client_folder(client), oldest)
     }
 
     fn client_folder(&self, client: u32) -> PathBuf {
         self.folder.join(client.to_string())
     }
+}
 
-    fn remove(&self, folder: &Path, unwanted: impl Fn(u32) -> bool) -> Result<(), ControlError> {
-        for version in versions(folder)?.into_iter().filter(|&version| unwanted(version)) {
-            let path = version_path(folder, version);
-            fs::remove_file(&path).map_err(io_error(&path))?;
-        }
-        Ok(())
+/// Removes the versions before the newest one that a checkpoint of round `oldest` needs.
+fn remove_obsolete(folder: &Path, oldest: u32) -> Result<(), ControlError> {
+    let needed = versions(folder)?.into_iter().filter(|&version| version <= oldest).max();
+    remove_versions(folder, |version| needed.is_some_and(|needed| version < needed))
+}
+
+fn remove_versions(folder: &Path, unwanted: impl Fn(u32) -> bool) -> Result<(), ControlError> {
+    for version in versions(folder)?.into_iter().filter(|&version| unwanted(version)) {
+        let path = version_path(folder, version);
+        fs::remove_file(&path).map_err(io_error(&path))?;
     }
+    Ok(())
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> ControlError {
@@ -153,7 +159,7 @@ mod tests {
     #[test]
     fn a_client_starts_without_a_variate_and_keeps_its_newest() {
         let folder = tempfile::tempdir().unwrap();
-        let store = ControlStore::open(folder.path(), 0).unwrap();
+        let store = ControlStore::open(folder.path(), 0, 0).unwrap();
         assert_eq!(store.load(7).unwrap(), None);
         store.save(7, 1, &variate(1.0)).unwrap();
         store.save(7, 12, &variate(2.0)).unwrap();
@@ -163,11 +169,11 @@ mod tests {
     #[test]
     fn a_resumed_run_forgets_what_later_rounds_wrote() {
         let folder = tempfile::tempdir().unwrap();
-        let store = ControlStore::open(folder.path(), 0).unwrap();
+        let store = ControlStore::open(folder.path(), 0, 0).unwrap();
         store.save(7, 2, &variate(1.0)).unwrap();
         store.save(7, 3, &variate(2.0)).unwrap();
         store.save(8, 3, &variate(3.0)).unwrap();
-        let resumed = ControlStore::open(folder.path(), 2).unwrap();
+        let resumed = ControlStore::open(folder.path(), 0, 2).unwrap();
         assert_eq!(resumed.load(7).unwrap(), Some(variate(1.0)));
         assert_eq!(resumed.load(8).unwrap(), None);
     }
@@ -175,13 +181,14 @@ mod tests {
     #[test]
     fn pruning_keeps_what_the_oldest_checkpoint_needs() {
         let folder = tempfile::tempdir().unwrap();
-        let store = ControlStore::open(folder.path(), 0).unwrap();
+        let store = ControlStore::open(folder.path(), 0, 0).unwrap();
         for round in [1, 4, 6, 9] {
             store.save(7, round, &variate(round as f32)).unwrap();
         }
         store.prune(7, 5).unwrap();
-        let resumed = ControlStore::open(folder.path(), 5).unwrap();
-        assert_eq!(resumed.load(7).unwrap(), Some(variate(4.0)));
+        assert_eq!(versions(&folder.path().join("7")).unwrap().len(), 3);
         store.prune(8, 5).unwrap();
+        let resumed = ControlStore::open(folder.path(), 5, 5).unwrap();
+        assert_eq!(resumed.load(7).unwrap(), Some(variate(4.0)));
     }
 }

@@ -3,6 +3,7 @@
 use fleetune_core::adapter::Adapter;
 use fleetune_core::data::{Encoder, Record};
 use fleetune_core::generate::{GenerateOptions, generate};
+use fleetune_core::memory::MemoryPlan;
 use fleetune_core::model::{Decoder, PassOptions, TextTokenizer};
 
 use super::error::SimulateError;
@@ -15,6 +16,8 @@ pub struct Environment<'a> {
     pub decoder: &'a Decoder,
     /// Text to tokens and back.
     pub tokenizer: &'a TextTokenizer,
+    /// How clients lay out their training in memory.
+    pub memory: MemoryPlan,
     /// Longest answer, tokens.
     pub answer_tokens: usize,
     /// Rows to tokens.

@@ -111,8 +111,12 @@ impl<'a> Federation<'a> {
     ) -> Result<Self, SimulateError> {
         let Checkpoint { round, elapsed_seconds, adapter, state } = checkpoint;
         adapter.check_against(environment.decoder.config())?;
+        // A run may have been left between a checkpoint and the removal of older ones.
+        let oldest = checkpoints.prune()?;
         let controls = match config.algorithm {
-            Algorithm::Scaffold => Some(ControlStore::open(&folder.join("clients"), round)?),
+            Algorithm::Scaffold => {
+                Some(ControlStore::open(&folder.join("clients"), oldest, round)?)
+            }
             _ => None,
         };
         let server = Server::new(config, &adapter.parameters, state.as_deref(), round)?;
@@ -221,7 +225,7 @@ impl<'a> Federation<'a> {
         observer: &mut dyn Observer,
     ) -> Result<Option<(RoundOutcome, ClientRecord)>, SimulateError> {
         let started = Instant::now();
-        let Environment { decoder, encoder, fleet, .. } = *self.environment;
+        let Environment { decoder, memory, encoder, fleet, .. } = *self.environment;
         let rows = fleet.rows_of(client);
         let past = self.participations.get(&client).copied().unwrap_or(0);
         let order = self.config.row_schedule().rows(client, round - 1, past, rows);
@@ -235,12 +239,13 @@ impl<'a> Federation<'a> {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
-        let outcome = match train_round(decoder, &plan, download, own_control, examples, watch) {
-            Ok(outcome) => outcome,
-            Err(ClientError::NothingToLearn) => return Ok(None),
-            Err(ClientError::Stopped) => return Err(SimulateError::Stopped),
-            Err(source) => return Err(SimulateError::Client { round, client, source }),
-        };
+        let outcome =
+            match train_round(decoder, &memory, &plan, download, own_control, examples, watch) {
+                Ok(outcome) => outcome,
+                Err(ClientError::NothingToLearn) => return Ok(None),
+                Err(ClientError::Stopped) => return Err(SimulateError::Stopped),
+                Err(source) => return Err(SimulateError::Client { round, client, source }),
+            };
         if let (Some(controls), Some(control)) = (&self.controls, &outcome.control) {
             controls.save(client, round, control)?;
         }

@@ -1,6 +1,21 @@
-//! A whole federation in one process.
+//! A whole federation in one process: the clients' own code, the server's own rules, and bytes that
+//! travel no further than memory.
 
+pub mod checkpoint;
+pub mod config;
+pub mod control;
+pub mod environment;
+mod error;
+mod evaluation;
+pub mod federation;
+pub mod fleet;
 pub mod journal;
-pub mod python_random;
+pub mod observer;
+mod python_random;
+pub mod run;
 pub mod schedule;
 pub mod seed;
+mod server;
+pub mod stand_in;
+
+pub use error::SimulateError;
