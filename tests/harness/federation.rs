@@ -4,10 +4,11 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::Device;
+use fleetune_core::client::TrainingDevice;
 use fleetune_core::data::{Dataset, Encoder};
 use fleetune_core::kernels::Precision;
 use fleetune_core::memory::{MemoryPlan, Workload, plan};
-use fleetune_core::model::{Decoder, LoadedModel};
+use fleetune_core::model::{CancelToken, Decoder, LoadedModel};
 use fleetune_server::simulate::SimulateError;
 use fleetune_server::simulate::config::RunConfig;
 use fleetune_server::simulate::environment::Environment;
@@ -69,9 +70,12 @@ impl StandIn {
         let encoder = Encoder::new(config.template, tokenizer, config.seq_len).unwrap();
         let fleet = Fleet::new(dataset, config)?;
         let environment = Environment {
-            decoder: &self.decoder,
+            device: TrainingDevice {
+                decoder: &self.decoder,
+                memory: self.plan(config),
+                cancel: CancelToken::default(),
+            },
             tokenizer,
-            memory: self.plan(config),
             answer_tokens: config.answer_tokens,
             encoder: &encoder,
             fleet: &fleet,
@@ -96,7 +100,7 @@ pub fn small_config() -> RunConfig {
         eval_every: 2,
         eval_rows: 8,
         answers: 1,
-        answer_tokens: 3,
+        answer_tokens: 2,
         keep_checkpoints: 2,
         seed: 7,
         ..RunConfig::default()

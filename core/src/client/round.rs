@@ -8,11 +8,22 @@ use super::messages::{Download, MessageError, Upload};
 use crate::adapter::{Adapter, LoraConfig, ParameterSet};
 use crate::data::TokenizedExample;
 use crate::memory::MemoryPlan;
-use crate::model::Decoder;
+use crate::model::{CancelToken, Decoder, EngineError};
 use crate::train::{
     AdamWOptions, LocalObjective, StepReport, TrainError, TrainOptions, Trainer,
     update_control_variate,
 };
+
+/// What a client computes with.
+#[derive(Debug, Clone)]
+pub struct TrainingDevice<'a> {
+    /// The frozen base model.
+    pub decoder: &'a Decoder,
+    /// How training is laid out in memory; it changes nothing but the order of sums.
+    pub memory: MemoryPlan,
+    /// Ends a running step within one layer's time.
+    pub cancel: CancelToken,
+}
 
 /// What the server asks of a client in one round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,8 +103,7 @@ pub enum ClientError {
 
 /// Trains for one round on `rows`, taken in order until the plan's steps are done or rows run out.
 ///
-/// `memory` is how this device lays out its training; it does not change the result beyond the
-/// order of sums. `own_control` is the control variate that the client kept, for SCAFFOLD; `None` stands for zero.
+/// `own_control` is the control variate that the client kept, for SCAFFOLD; `None` stands for zero.
 /// `watch` sees each step and may end the round, which then leaves no trace.
 ///
 /// The control variate to keep moves by exactly the change that the server decodes from the upload,
@@ -101,10 +111,9 @@ pub enum ClientError {
 ///
 /// # Errors
 /// When the download does not fit the plan or the model, rows cannot be read or teach nothing,
-/// training diverges or fails, or `watch` asks to stop.
+/// training diverges or fails, or `watch` or the device's `cancel` asks to stop.
 pub fn train_round<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
-    decoder: &Decoder,
-    memory: &MemoryPlan,
+    device: &TrainingDevice<'_>,
     plan: &RoundPlan,
     download: &Download,
     own_control: Option<ParameterSet>,
@@ -112,7 +121,8 @@ pub fn train_round<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     mut watch: impl FnMut(&StepReport) -> ControlFlow<()>,
 ) -> Result<RoundOutcome, ClientError> {
     // Only the layout of this adapter counts.
-    let layout = Adapter::new(plan.lora.clone(), decoder.config(), 0).map_err(TrainError::from)?;
+    let layout =
+        Adapter::new(plan.lora.clone(), device.decoder.config(), 0).map_err(TrainError::from)?;
     let (global, control) = download.decode(&layout.parameters)?;
     let control = control.map(|server| {
         let own = own_control.unwrap_or_else(|| server.zeros_like());
@@ -125,9 +135,10 @@ pub fn train_round<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
         seed: plan.seed,
         ..TrainOptions::default()
     }
-    .with_plan(memory);
+    .with_plan(&device.memory);
     let adapter = Adapter { config: plan.lora.clone(), parameters: global.clone() };
-    let mut trainer = Trainer::new(decoder, adapter, options)?;
+    let trainer = Trainer::new(device.decoder, adapter, options)?;
+    let mut trainer = trainer.with_cancel(device.cancel.clone());
 
     let mut report = TrainingReport::default();
     let mut loss_sum = 0.0;
@@ -138,7 +149,10 @@ pub fn train_round<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
         if batch.is_empty() {
             break;
         }
-        let step = trainer.step(&batch, plan.learning_rate)?;
+        let step = match trainer.step(&batch, plan.learning_rate) {
+            Err(TrainError::Engine(EngineError::Cancelled)) => return Err(ClientError::Stopped),
+            step => step?,
+        };
         let loss = step.loss - step.proximal;
         if report.steps == 0 {
             report.first_loss = loss;

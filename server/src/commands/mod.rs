@@ -12,9 +12,9 @@ pub mod engine;
 mod error;
 pub mod generate;
 pub mod model;
+pub mod simulate;
 pub mod train;
 mod values;
-pub mod simulate;
 
 use std::panic;
 use std::process::ExitCode;
@@ -62,7 +62,7 @@ enum Command {
     /// Write text with a model and an adapter
     Generate(generate::GenerateArgs),
     /// Train a whole federation in one process and compare what algorithms make of it
-    Simulate(Box<simulate::SimulateArgs>),
+    Simulate(simulate::SimulateArgs),
 }
 
 fn dispatch(command: Command, ctx: &Context) -> CommandResult {
@@ -73,7 +73,7 @@ fn dispatch(command: Command, ctx: &Context) -> CommandResult {
         Command::Train(args) => train::run(args, ctx),
         Command::Bench(args) => bench::run(args, ctx),
         Command::Generate(args) => generate::run(args, ctx),
-        Command::Simulate(args) => simulate::run(*args, ctx),
+        Command::Simulate(args) => simulate::run(args, ctx),
     }
 }
 

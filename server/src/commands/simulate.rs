@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use fleetune_core::adapter::Target;
+use fleetune_core::client::TrainingDevice;
 use fleetune_core::data::{DataSource, Dataset, Encoder, Partition, Template};
 use fleetune_core::memory::{MemoryPlan, Workload, plan};
 use fleetune_core::model::{Decoder, LoadedModel};
@@ -73,12 +74,15 @@ overrides! {
     /// Data set by name; several joined by commas are mixed
     #[arg(value_name = "NAME")]
     dataset: String => |c, v| c.dataset = v;
-    /// Folder that holds the data sets
+    /// Folder that holds the data sets [default: the cache]
     #[arg(value_name = "DIR")]
     data_dir: PathBuf => |c, v| c.data_dir = Some(v);
     /// Files with the rows, in place of the data set's own
     #[arg(value_name = "FILE", value_delimiter = ',')]
     data: Vec<PathBuf> => |c, v| c.data = v;
+    /// Names of the fields in those files, such as instruction=question,response=answer
+    #[arg(value_name = "NAME=FIELD,...")]
+    fields: String => |c, v| c.fields = Some(v);
     /// What clients learn from: sft
     #[arg(value_parser = by_serde::<Task>)]
     task: Task => |c, v| c.task = v;
@@ -201,34 +205,30 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     let device = ctx.open_device()?;
     let (model_path, notice) = find_model(&mut config, &interrupt)?;
     // Before the model and the data are read: a folder in use is told at once.
-    let folder = RunFolder::open(&out, &config, args.resume).map_err(explain)?;
+    RunFolder::check(&out, &config, args.resume).map_err(explain)?;
 
     let model = LoadedModel::open(&model_path)?;
     let tokenizer = model.tokenizer()?;
     let decoder =
         Decoder::new(model.config.clone(), &model.weights, &device, config.precision.into())?;
-    let source = DataSource {
-        data_dir: config.data_dir.clone(),
-        files: config.data.clone(),
-        temp_dir: None,
-    };
-    let dataset = Dataset::open(&config.dataset, &source, None).map_err(CommandError::usage)?;
-    if dataset.skipped().total() > 0 {
-        note(dataset.skipped());
-    }
+    let dataset = open_dataset(&config)?;
     let encoder =
         Encoder::new(config.template, tokenizer, config.seq_len).map_err(CommandError::usage)?;
     let fleet = Fleet::new(dataset, &config).map_err(CommandError::usage)?;
     let environment = Environment {
-        decoder: &decoder,
+        device: TrainingDevice {
+            decoder: &decoder,
+            memory: plan_memory(&model, &config)?,
+            cancel: interrupt.cancel_token(),
+        },
         tokenizer,
-        memory: plan_memory(&model, &config)?,
         answer_tokens: config.answer_tokens,
         encoder: &encoder,
         fleet: &fleet,
         base_name: &config.model,
         notice: notice.as_deref(),
     };
+    let folder = RunFolder::open(&out, &config, args.resume).map_err(explain)?;
     let mut watcher = Watcher::new(&config, interrupt);
     let finished = run_simulation(&environment, &config, &folder, &mut watcher);
     watcher.close();
@@ -299,6 +299,22 @@ fn find_model(
     let notice = "The base model is the stand-in: tiny, with random weights. Its answers are \
                   nonsense; the numbers show the federation at work, and nothing about language.";
     Ok((path, Some(notice.into())))
+}
+
+fn open_dataset(config: &RunConfig) -> Result<Dataset, CommandError> {
+    let data_dir = match &config.data_dir {
+        Some(folder) => folder.clone(),
+        None => Cache::of_user()?.data(),
+    };
+    let files = config.data.clone();
+    let source = DataSource { data_dir: Some(data_dir), files, temp_dir: None };
+    let fields = config.field_map().map_err(CommandError::usage)?;
+    let dataset = Dataset::open(&config.dataset, &source, fields.as_ref());
+    let dataset = dataset.map_err(CommandError::usage)?;
+    if dataset.skipped().total() > 0 {
+        note(dataset.skipped());
+    }
+    Ok(dataset)
 }
 
 /// How clients lay out their training in memory.

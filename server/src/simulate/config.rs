@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use fleetune_core::adapter::{LoraConfig, LoraConfigError, Target};
-use fleetune_core::data::{Partition, Template};
+use fleetune_core::data::{FieldMap, FieldMapError, Partition, Template};
 use fleetune_core::kernels::Precision;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,9 @@ pub struct RunConfig {
     /// Files in place of a named data set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
+    /// Names of the fields in those files, such as `instruction=question,response=answer`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fields: Option<String>,
     /// What clients learn from.
     pub task: Task,
     /// The text around a row.
@@ -154,6 +157,7 @@ impl Default for RunConfig {
             dataset: "demo".into(),
             data_dir: None,
             data: Vec::new(),
+            fields: None,
             task: Task::Sft,
             template: Template::Alpaca,
             seq_len: 512,
@@ -189,7 +193,7 @@ impl Default for RunConfig {
             answers: 3,
             answer_tokens: 64,
             keep_checkpoints: 3,
-            precision: ComputePrecision::Bf16,
+            precision: ComputePrecision::F32,
             seed: 0,
             out: None,
         }
@@ -339,6 +343,14 @@ impl RunConfig {
         }))
     }
 
+    /// The data set's field mapping.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub fn field_map(&self) -> Result<Option<FieldMap>, FieldMapError> {
+        self.fields.as_deref().map(str::parse).transpose()
+    }
+
     fn problem(&self) -> Option<(&'static str, String)> {
         let counts = [
             ("clients", self.clients as usize),
@@ -388,6 +400,9 @@ impl RunConfig {
                 _ => "lora_targets",
             };
             return Some((key, error.to_string()));
+        }
+        if let Err(error) = self.field_map() {
+            return Some(("fields", error.to_string()));
         }
         if let Err(error) = self.hyperparameters().check() {
             return Some((error.name, error.to_string()));
@@ -551,6 +566,7 @@ mod tests {
             ("clients = 3\nalgorithm = \"local:3\"", "line 2: algorithm: there is no client 3"),
             ("compare = [\"fedavg\", \"fedavg\"]", "line 1: compare: fedavg is named twice"),
             ("beta1 = 1.0", "line 1: beta1: beta1 is 1"),
+            ("fields = \"a\"", "line 1: fields: \"a\" in the field mapping"),
             ("steps = 4294967296\nbatch_size = 4294967296", "line 1: steps: steps × batch_size"),
         ];
         for (text, expected) in cases {

@@ -1,23 +1,22 @@
 //! What all runs of one configuration share: one base model, one tokenizer, the clients' data.
 
 use fleetune_core::adapter::Adapter;
+use fleetune_core::client::TrainingDevice;
 use fleetune_core::data::{Encoder, Record};
 use fleetune_core::generate::{GenerateOptions, generate};
-use fleetune_core::memory::MemoryPlan;
-use fleetune_core::model::{Decoder, PassOptions, TextTokenizer};
+use fleetune_core::model::{PassOptions, TextTokenizer};
 
 use super::error::SimulateError;
 use super::fleet::Fleet;
 
 /// What all runs of one configuration share.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Environment<'a> {
-    /// The frozen base model: one copy, whatever the number of clients.
-    pub decoder: &'a Decoder,
+    /// What clients compute with, and the server measures with: one copy of the base model,
+    /// whatever the number of clients.
+    pub device: TrainingDevice<'a>,
     /// Text to tokens and back.
     pub tokenizer: &'a TextTokenizer,
-    /// How clients lay out their training in memory.
-    pub memory: MemoryPlan,
     /// Longest answer, tokens.
     pub answer_tokens: usize,
     /// Rows to tokens.
@@ -42,9 +41,11 @@ impl Environment<'_> {
             stop_ids: self.tokenizer.stop_ids().to_vec(),
             ..GenerateOptions::default()
         };
-        let lora = self.decoder.lora_tensors(adapter)?;
-        let pass = PassOptions { lora: Some(&lora), ..PassOptions::default() };
-        let ids = generate(self.decoder, &prompt, &options, &pass, |_| true)?;
+        let TrainingDevice { decoder, cancel, .. } = &self.device;
+        let lora = decoder.lora_tensors(adapter)?;
+        let cancel = cancel.clone();
+        let pass = PassOptions { lora: Some(&lora), cancel, ..PassOptions::default() };
+        let ids = generate(decoder, &prompt, &options, &pass, |_| true)?;
         let text = self.tokenizer.decode(&ids, true)?;
         Ok(text.trim().to_owned())
     }

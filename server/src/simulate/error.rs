@@ -122,10 +122,19 @@ pub enum SimulateError {
     Layout(#[from] LayoutMismatch),
     /// The engine failed.
     #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// The observer asked to stop.
+    Engine(EngineError),
+    /// The observer, or someone on its behalf, asked to stop.
     #[error("stopped")]
     Stopped,
+}
+
+impl From<EngineError> for SimulateError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Cancelled => Self::Stopped,
+            failed => Self::Engine(failed),
+        }
+    }
 }
 
 impl SimulateError {

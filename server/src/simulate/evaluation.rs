@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use fleetune_core::adapter::Adapter;
+use fleetune_core::client::TrainingDevice;
 use fleetune_core::data::TokenizedExample;
-use fleetune_core::model::CancelToken;
 use fleetune_core::train::{Evaluation, evaluate};
 
 use super::environment::Environment;
@@ -91,8 +91,8 @@ fn score_rows(
             examples.push(example);
         }
     }
-    let cancel = CancelToken::default();
-    let scores = evaluate(environment.decoder, Some(adapter), &examples, MAX_PASS_TOKENS, &cancel)?;
+    let TrainingDevice { decoder, cancel, .. } = &environment.device;
+    let scores = evaluate(decoder, Some(adapter), &examples, MAX_PASS_TOKENS, cancel)?;
     for (group, evaluation) in group_of.into_iter().zip(scores) {
         groups[group].rows += 1;
         groups[group].evaluation += evaluation;

@@ -96,7 +96,7 @@ impl<'a> Federation<'a> {
     ) -> Result<Self, SimulateError> {
         let lora = config.lora().map_err(fleetune_core::adapter::AdapterError::from)?;
         let seed = derived(config.seed, Choice::Adapter, &[]);
-        let adapter = Adapter::new(lora, environment.decoder.config(), seed)?;
+        let adapter = Adapter::new(lora, environment.device.decoder.config(), seed)?;
         let beginning = Checkpoint { round: 0, elapsed_seconds: 0.0, adapter, state: None };
         Self::resume(environment, config, folder, checkpoints, journal, beginning)
     }
@@ -110,7 +110,7 @@ impl<'a> Federation<'a> {
         checkpoint: Checkpoint,
     ) -> Result<Self, SimulateError> {
         let Checkpoint { round, elapsed_seconds, adapter, state } = checkpoint;
-        adapter.check_against(environment.decoder.config())?;
+        adapter.check_against(environment.device.decoder.config())?;
         // A run may have been left between a checkpoint and the removal of older ones.
         let oldest = checkpoints.prune()?;
         let controls = match config.algorithm {
@@ -155,7 +155,7 @@ impl<'a> Federation<'a> {
             self.journal.append(&Record::Evaluation(evaluation.clone()))?;
             tell(observer, Event::Evaluated(&evaluation))?;
         }
-        self.commit(started.elapsed().as_secs_f64(), &[], observer)
+        self.commit(started.elapsed().as_secs_f64(), observer)
     }
 
     /// One round, to its checkpoint.
@@ -212,7 +212,7 @@ impl<'a> Federation<'a> {
         for &client in &clients {
             *self.participations.entry(client).or_default() += 1;
         }
-        self.commit(started.elapsed().as_secs_f64(), &clients, observer)
+        self.commit(started.elapsed().as_secs_f64(), observer)
     }
 
     /// Lets a client train. `None` where its rows have nothing to learn.
@@ -225,7 +225,7 @@ impl<'a> Federation<'a> {
         observer: &mut dyn Observer,
     ) -> Result<Option<(RoundOutcome, ClientRecord)>, SimulateError> {
         let started = Instant::now();
-        let Environment { decoder, memory, encoder, fleet, .. } = *self.environment;
+        let Environment { device, encoder, fleet, .. } = self.environment;
         let rows = fleet.rows_of(client);
         let past = self.participations.get(&client).copied().unwrap_or(0);
         let order = self.config.row_schedule().rows(client, round - 1, past, rows);
@@ -239,13 +239,12 @@ impl<'a> Federation<'a> {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
-        let outcome =
-            match train_round(decoder, &memory, &plan, download, own_control, examples, watch) {
-                Ok(outcome) => outcome,
-                Err(ClientError::NothingToLearn) => return Ok(None),
-                Err(ClientError::Stopped) => return Err(SimulateError::Stopped),
-                Err(source) => return Err(SimulateError::Client { round, client, source }),
-            };
+        let outcome = match train_round(device, &plan, download, own_control, examples, watch) {
+            Ok(outcome) => outcome,
+            Err(ClientError::NothingToLearn) => return Ok(None),
+            Err(ClientError::Stopped) => return Err(SimulateError::Stopped),
+            Err(source) => return Err(SimulateError::Client { round, client, source }),
+        };
         if let (Some(controls), Some(control)) = (&self.controls, &outcome.control) {
             controls.save(client, round, control)?;
         }
@@ -310,13 +309,8 @@ impl<'a> Federation<'a> {
         Ok(())
     }
 
-    /// Makes the rounds done so far count; `clients` are those of the last one.
-    fn commit(
-        &mut self,
-        seconds: f64,
-        clients: &[u32],
-        observer: &mut dyn Observer,
-    ) -> Result<(), SimulateError> {
+    /// Makes the rounds done so far count.
+    fn commit(&mut self, seconds: f64, observer: &mut dyn Observer) -> Result<(), SimulateError> {
         self.elapsed_seconds += seconds;
         let round = self.done;
         self.journal.sync()?;
@@ -330,8 +324,10 @@ impl<'a> Federation<'a> {
         self.checkpoints.commit(&checkpoint, self.environment.base_name)?;
         tell(observer, Event::Committed { round })?;
         let oldest = self.checkpoints.prune()?;
-        if let Some(controls) = &self.controls {
-            for &client in clients {
+        // What no checkpoint needs any more are earlier variates of those who trained in the round
+        // of the oldest one.
+        if let (Some(controls), Some(index)) = (&self.controls, oldest.checked_sub(1)) {
+            for client in clients(self.config, index) {
                 controls.prune(client, oldest)?;
             }
         }

@@ -51,35 +51,45 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
+    /// Checks that a run of `config` may begin in the folder at `path` or, with `resume`, go on
+    /// there. Writes nothing.
+    ///
+    /// # Errors
+    /// When the folder holds a run and `resume` is not set, or holds one of another configuration.
+    pub fn check(path: &Path, config: &RunConfig, resume: bool) -> Result<(), SimulateError> {
+        let folder = path.to_owned();
+        if !holds_run(path) {
+            return Ok(());
+        }
+        if !resume {
+            return Err(SimulateError::Exists { folder });
+        }
+        match config_of(path)?.difference(config)? {
+            Some(difference) => Err(SimulateError::OtherRun { folder, difference }),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the folder and writes the configuration, or opens a run to resume it.
     ///
     /// # Errors
-    /// When the folder holds a run and `resume` is not set, or holds one of another configuration,
-    /// or another process works on it.
+    /// As [`RunFolder::check`], and when another process works on the run.
     pub fn open(path: &Path, config: &RunConfig, resume: bool) -> Result<Self, SimulateError> {
-        let folder = || path.to_owned();
-        if holds_run(path) {
-            if !resume {
-                return Err(SimulateError::Exists { folder: folder() });
-            }
-            if let Some(difference) = config_of(path)?.difference(config)? {
-                return Err(SimulateError::OtherRun { folder: folder(), difference });
-            }
-        }
+        Self::check(path, config, resume)?;
         fs::create_dir_all(path).map_err(SimulateError::io(path))?;
         let lock_path = path.join(LOCK_FILE);
         let lock = File::create(&lock_path).map_err(SimulateError::io(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(SimulateError::Locked { folder: folder() });
+                return Err(SimulateError::Locked { folder: path.to_owned() });
             }
             // Some network file systems have no locks; two processes on one run are rare enough.
             Err(TryLockError::Error(error)) => {
                 tracing::warn!("cannot lock {}: {error}", lock_path.display());
             }
         }
-        let run = Self { path: folder(), _lock: lock };
+        let run = Self { path: path.to_owned(), _lock: lock };
         run.write(CONFIG_FILE, &config.to_toml()?)?;
         Ok(run)
     }

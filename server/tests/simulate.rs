@@ -1,0 +1,193 @@
+//! `fleetune simulate` as a user meets it: exit codes, words, Ctrl-C, and kills at any moment.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// A federation of seconds on the stand-in model.
+const CONFIG: &str = r#"
+model = "stand-in"
+algorithm = "scaffold"
+clients = 4
+sample = 2
+rounds = 4
+steps = 2
+batch_size = 2
+seq_len = 320
+lr = 5e-3
+eval_every = 2
+eval_rows = 8
+answers = 1
+answer_tokens = 3
+precision = "f32"
+"#;
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("run.toml"), CONFIG).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fleetune"));
+        command
+            .arg("simulate")
+            .args(args)
+            .current_dir(self.folder.path())
+            .env("FLEETUNE_CACHE", self.path("cache"))
+            .env_remove("FLEETUNE_LOG")
+            .env_remove("RUST_BACKTRACE");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// Adapters, states and control variates of a run, by path.
+fn computed_files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(current) = folders.pop() {
+        for entry in fs::read_dir(&current).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "safetensors") {
+                let name = path.strip_prefix(folder).unwrap().to_owned();
+                found.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_run_prints_a_table_or_json_and_refuses_to_be_overwritten() {
+    let place = Place::new();
+    let output = place.run(&["run.toml", "--out", "a"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let stdout = text(&output.stdout);
+    for part in
+        ["adapter", "base", "scaffold", "held-out loss", "Prompt", "stand-in", "report.html"]
+    {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    let again = place.run(&["run.toml", "--out", "a"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(text(&again.stderr).contains("--resume"), "{}", text(&again.stderr));
+    let other = place.run(&["run.toml", "--out", "a", "--resume", "--lora-rank", "2"]);
+    assert_eq!(other.status.code(), Some(2));
+    assert!(
+        text(&other.stderr).contains("lora_rank was 8 and is now 2"),
+        "{}",
+        text(&other.stderr)
+    );
+
+    let json = place.run(&["--out", "a", "--resume", "--json"]);
+    let result: Value = serde_json::from_slice(&json.stdout).unwrap();
+    let names: Vec<_> = result["rows"].as_array().unwrap().iter().map(|r| &r["name"]).collect();
+    assert_eq!(names, ["base", "scaffold"]);
+    assert!(result["rows"][1]["score"]["loss"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_wrong_configuration_exits_with_two_and_names_its_place() {
+    let place = Place::new();
+    fs::write(place.path("unknown.toml"), "rounds = 2\nronds = 2\n").unwrap();
+    for (args, expected) in [
+        (&["missing.toml"][..], "missing.toml"),
+        (&["unknown.toml"], "unknown.toml, line 2 (`ronds = 2`)"),
+        (&["run.toml", "--rounds", "0"], "--rounds: 0 is too few"),
+        (&["run.toml", "--algorithm", "local:9"], "--algorithm: there is no client 9"),
+        (&["run.toml", "--algorithm", "fedsgd"], "fedsgd"),
+        (&["run.toml", "--dataset", "nothing"], "nothing"),
+        (&["run.toml", "--partition", "dirichlet:-1"], "dirichlet"),
+        (&["run.toml", "--clients", "5000"], "fewer clients"),
+    ] {
+        let output = place.run(args);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {told}");
+        assert!(told.contains(expected), "{args:?}: {told}");
+    }
+}
+
+/// Kills a run with SIGKILL after ever longer times and resumes it, until one attempt gets through.
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = Place::new();
+    let whole = place.run(&["run.toml", "--out", "whole", "--quiet"]);
+    assert_eq!(whole.status.code(), Some(0), "{}", text(&whole.stderr));
+    let (mut patience, mut kills) = (Duration::from_millis(60), 0);
+    loop {
+        let mut child = place
+            .command(&["run.toml", "--out", "killed", "--resume", "--quiet"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(patience);
+        if let Some(status) = child.try_wait().unwrap() {
+            assert_eq!(status.code(), Some(0));
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        assert!(kills < 200, "no progress");
+        patience = patience.mul_f64(1.15);
+    }
+    assert!(kills > 0);
+    assert!(computed_files(&place.path("whole")) == computed_files(&place.path("killed")));
+    let lines = |name: &str| {
+        let metrics = fs::read_to_string(place.path(name).join("metrics.jsonl")).unwrap();
+        let kinds = metrics.lines().map(|line| {
+            let record: Value = serde_json::from_str(line).unwrap();
+            (record["kind"].clone(), record["round"].clone(), record["loss"].clone())
+        });
+        kinds.collect::<Vec<_>>()
+    };
+    assert_eq!(lines("whole"), lines("killed"));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_cleanly_and_says_how_to_continue() {
+    let place = Place::new();
+    let child = place
+        .command(&["run.toml", "--rounds", "4000", "--out", "stopped"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let first_round = place.path("stopped/checkpoints/round-0001");
+    for _ in 0..1200 {
+        if first_round.exists() || place.path("stopped/checkpoints/round-0004").exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let signalled = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(signalled.success());
+    let output = child.wait_with_output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{told}");
+    assert!(told.contains("fleetune simulate --out stopped --resume"), "{told}");
+}
