@@ -84,6 +84,7 @@ pub struct Progress {
 /// What plain lines were last told.
 struct Last {
     line: Instant,
+    position: Option<u64>,
     message: String,
 }
 
@@ -109,7 +110,7 @@ impl Progress {
             position: AtomicU64::new(0),
             origin: AtomicU64::new(0),
             started: now,
-            last: Mutex::new(Last { line: now, message: String::new() }),
+            last: Mutex::new(Last { line: now, position: None, message: String::new() }),
             bar,
         }
     }
@@ -144,9 +145,12 @@ impl Progress {
 
     /// Ends the work: the bar goes, and a last plain line stays where there is no terminal.
     pub fn finish(self) {
-        if self.bar.is_none() && !is_quiet() {
-            let text = self.describe(&self.lock().message, Instant::now());
-            note(text);
+        if self.bar.is_some() || is_quiet() {
+            return;
+        }
+        let last = self.lock();
+        if last.position != Some(self.position.load(Ordering::Relaxed)) {
+            note(self.describe(&last.message, Instant::now()));
         }
     }
 
@@ -162,6 +166,7 @@ impl Progress {
         let mut last = self.lock();
         if now.duration_since(last.line) >= LINE_INTERVAL {
             last.line = now;
+            last.position = Some(self.position.load(Ordering::Relaxed));
             let text = self.describe(&last.message, now);
             drop(last);
             note(text);

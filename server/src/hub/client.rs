@@ -216,28 +216,33 @@ impl Retries<'_> {
     }
 }
 
+/// What a failed request means. A connection that broke may hold the next time. One that never came
+/// about (no such host, nobody listens, no network) is not tried again: who has another way to the
+/// file should take it at once.
 fn transport(url: &str, error: ureq::Error) -> Attempt {
     use std::io::ErrorKind as Kind;
     use ureq::{Error, Timeout};
-    let no_connection = match &error {
-        Error::HostNotFound | Error::ConnectionFailed => true,
-        Error::Timeout(Timeout::Resolve | Timeout::Connect) => true,
-        Error::Io(error) => matches!(
-            error.kind(),
-            Kind::ConnectionRefused | Kind::NetworkUnreachable | Kind::HostUnreachable
-        ),
-        _ => false,
-    };
-    if no_connection {
-        // Not tried again: who has another way to the file should take it at once.
-        let reason = error.to_string();
-        return Attempt::Never(HubError::Unreachable { host: host_of(url), reason });
-    }
+    let reason = error.to_string();
     match error {
-        Error::Io(_) | Error::Timeout(_) | Error::Protocol(_) | Error::BodyStalled => {
-            Attempt::Again { reason: error.to_string(), wait: None }
+        Error::HostNotFound
+        | Error::ConnectionFailed
+        | Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
+            Attempt::Never(HubError::Unreachable { host: host_of(url), reason })
         }
-        other => Attempt::Never(HubError::Answer { url: url.into(), reason: other.to_string() }),
+        Error::Io(error) => match error.kind() {
+            Kind::ConnectionReset
+            | Kind::ConnectionAborted
+            | Kind::BrokenPipe
+            | Kind::UnexpectedEof
+            | Kind::TimedOut
+            | Kind::WouldBlock
+            | Kind::Interrupted => Attempt::Again { reason, wait: None },
+            _ => Attempt::Never(HubError::Unreachable { host: host_of(url), reason }),
+        },
+        Error::Timeout(_) | Error::Protocol(_) | Error::BodyStalled => {
+            Attempt::Again { reason, wait: None }
+        }
+        _ => Attempt::Never(HubError::Answer { url: url.into(), reason }),
     }
 }
 

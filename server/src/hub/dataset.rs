@@ -295,8 +295,7 @@ pub(super) struct RowWriter {
 impl RowWriter {
     pub fn create(path: &Path) -> Result<Self, HubError> {
         let folder = path.parent().unwrap_or(Path::new("."));
-        let file = tempfile::Builder::new().prefix(".rows-").tempfile_in(folder);
-        let file = file
+        let file = super::download::temporary_in(folder)
             .and_then(|file| zstd::Encoder::new(BufWriter::new(file), COMPRESSION))
             .map_err(HubError::file("write into", folder))?;
         Ok(Self { path: path.to_owned(), file, rows: 0 })

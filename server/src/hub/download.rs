@@ -5,9 +5,10 @@
 //! versions. Only a file that matches its checksum gets its name.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use tempfile::NamedTempFile;
 use ureq::http::{StatusCode, header};
 
 use super::HubError;
@@ -44,9 +45,16 @@ impl Client {
         check_space(folder, file.size.saturating_sub(part.length))?;
         let progress = Progress::new(&name, Some(file.size), Unit::Bytes);
         progress.resume_at(part.length);
-        self.fill(file, &mut part, &name, &progress)?;
-        progress.finish();
-        part.publish(destination)
+        match self.fill(file, &mut part, &name, &progress) {
+            Ok(()) => {
+                progress.finish();
+                part.publish(destination)
+            }
+            Err(error) => {
+                part.drop_if_empty();
+                Err(error)
+            }
+        }
     }
 
     fn fill(
@@ -175,6 +183,13 @@ impl Part {
         Ok(())
     }
 
+    /// Removes a part that helps nobody. That it stays where this fails is only untidy.
+    fn drop_if_empty(self) {
+        if self.length == 0 {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+
     fn publish(self, destination: &Path) -> Result<(), HubError> {
         self.file.sync_all().map_err(HubError::file("write", &self.path))?;
         fs::rename(&self.path, destination).map_err(HubError::file("move into place", destination))
@@ -188,4 +203,16 @@ pub(super) fn check_space(folder: &Path, needed: u64) -> Result<(), HubError> {
         Ok(free) if free < needed => Err(HubError::Space { folder: folder.into(), needed, free }),
         _ => Ok(()),
     }
+}
+
+/// A temporary file in `folder` that, moved into place, everyone may read whom the user's mask lets.
+pub(super) fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".new-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
 }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use fleetune_core::files::write_atomically;
 use serde::Serialize;
 
 use super::cache::MANIFEST;
@@ -192,15 +193,11 @@ fn pull_folder(
 }
 
 /// Writes where a folder's files came from; the folder is whole from then on.
-pub(super) fn write_manifest(folder: &Path, source: &impl Serialize) -> Result<(), HubError> {
+fn write_manifest(folder: &Path, source: &impl Serialize) -> Result<(), HubError> {
     let path = folder.join(MANIFEST);
     let text = serde_json::to_string_pretty(source).map_err(std::io::Error::from);
-    let write = |text: String| {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        std::io::Write::write_all(&mut file, text.as_bytes())?;
-        file.persist(&path).map(|_| ()).map_err(|error| error.error)
-    };
-    text.and_then(write).map_err(HubError::file("write", &path))
+    text.and_then(|text| write_atomically(&path, text.as_bytes()))
+        .map_err(HubError::file("write", &path))
 }
 
 /// The files of a model in Hugging Face's layout, small ones first.

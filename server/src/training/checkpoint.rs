@@ -128,17 +128,14 @@ impl Checkpoint {
                 .map_err(|source| CheckpointError::Tensors { path, source })
         };
         let [parameters, first_moment, second_moment] = TENSORS.map(tensors);
+        let (parameters, first_moment, second_moment) =
+            (parameters?, first_moment?, second_moment?);
         let state_path = path.join(STATE);
         let bytes = fs::read(&state_path).map_err(file("read", &state_path))?;
         let state: State = serde_json::from_slice(&bytes)
             .map_err(|source| CheckpointError::State { path: state_path, source })?;
         Ok(Some(Self {
-            trainer: TrainerState {
-                parameters: parameters?,
-                steps: state.steps,
-                first_moment: first_moment?,
-                second_moment: second_moment?,
-            },
+            trainer: TrainerState { parameters, steps: state.steps, first_moment, second_moment },
             lora: state.lora,
             position: state.position,
             settings: state.settings,
@@ -222,11 +219,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         checkpoint(5).save(folder.path()).unwrap();
         let path = folder.path().join("checkpoint-00000005");
-        fs::write(path.join(STATE), "{").unwrap();
-        let error = Checkpoint::latest(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("state.json"), "{error}");
-        fs::write(path.join(TENSORS[1]), "short").unwrap();
-        let error = Checkpoint::latest(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("first_moment.safetensors"), "{error}");
+        for name in [STATE, TENSORS[1]] {
+            fs::write(path.join(name), "{").unwrap();
+            let error = Checkpoint::latest(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
     }
 }
