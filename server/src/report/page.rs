@@ -192,7 +192,11 @@ fn run_tiles(history: &History) -> Vec<Tile> {
     tiles.push(Tile::plain(
         "rounds",
         history.rounds.len().to_string(),
-        format!("{} updates of {} clients", history.clients.len(), clients.len()),
+        format!(
+            "{} of {}",
+            text::plural(history.clients.len() as u64, "update"),
+            text::plural(clients.len() as u64, "client")
+        ),
     ));
     tiles.push(Tile::plain(
         "uploaded",
@@ -437,8 +441,8 @@ fn rounds_table(history: &History) -> Option<String> {
         "time",
     ];
     Some(format!(
-        "<details><summary>{} rounds, one by one</summary>{}</details>",
-        history.rounds.len(),
+        "<details><summary>{}, one by one</summary>{}</details>",
+        text::plural(history.rounds.len() as u64, "round"),
         table(&headings, rows)
     ))
 }

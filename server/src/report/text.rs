@@ -71,6 +71,12 @@ pub fn count(value: u64) -> String {
     text
 }
 
+/// `1 round`, `2 rounds`.
+pub fn plural(number: impl Into<u64>, word: &str) -> String {
+    let number = number.into();
+    format!("{} {word}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 /// A loss: three decimals.
 pub fn loss(value: f64) -> String {
     format!("{value:.3}")
@@ -120,6 +126,8 @@ mod tests {
         assert_eq!(duration(245.0), "4 min 05 s");
         assert_eq!(duration(9000.0), "2 h 30 min");
         assert_eq!(count(1_234_567), "1\u{202f}234\u{202f}567");
+        assert_eq!(plural(1_u32, "round"), "1 round");
+        assert_eq!(plural(2_u32, "round"), "2 rounds");
         assert_eq!(change(2.0, 1.5), "−25.0\u{202f}%");
         assert_eq!(change(2.0, 2.0), "±0.0\u{202f}%");
     }

@@ -14,6 +14,7 @@ use super::observer::Observer;
 use crate::report::comparison::Comparison;
 use crate::report::history::History;
 use crate::report::page::{Heading, comparison_page, run_page};
+use crate::report::text::plural;
 
 const CONFIG_FILE: &str = "config.toml";
 const LOCK_FILE: &str = ".lock";
@@ -142,7 +143,7 @@ pub fn run(
     let json = serde_json::to_string_pretty(&comparison)
         .map_err(|error| SimulateError::io(&folder.path.join(COMPARISON_FILE))(error.into()))?;
     folder.write(COMPARISON_FILE, &json)?;
-    let title = format!("{} algorithms on {}", runs.len(), config.dataset);
+    let title = format!("{} on {}", plural(runs.len() as u64, "algorithm"), config.dataset);
     let page = comparison_page(&heading(environment, config, title), &runs, &config.to_toml()?);
     let report = folder.write(REPORT_FILE, &page)?;
     Ok(Finished { comparison, report })
@@ -162,10 +163,11 @@ fn write_report(
 fn heading(environment: &Environment<'_>, config: &RunConfig, title: String) -> Heading {
     let RunConfig { clients, sample, rounds, partition, lora_rank, .. } = config;
     let sample = sample.min(clients);
+    let (clients, rounds) = (plural(*clients, "client"), plural(*rounds, "round"));
     Heading {
         title,
         subtitle: format!(
-            "{} · {clients} clients ({partition}), {sample} a round, {rounds} rounds · LoRA rank {lora_rank}",
+            "{} · {clients} ({partition}), {sample} a round, {rounds} · LoRA rank {lora_rank}",
             environment.base_name
         ),
         notice: environment.notice.map(str::to_owned),
