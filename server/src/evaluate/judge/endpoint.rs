@@ -238,8 +238,13 @@ mod tests {
         let request = told.recv().unwrap();
         assert!(request.starts_with("POST /v1/chat/completions HTTP/1.1"));
         assert!(request.to_lowercase().contains("authorization: bearer secret"));
-        assert!(request.contains(r#"{"role":"system","content":"be fair"}"#), "{request}");
-        assert!(request.contains(r#"{"role":"user","content":"how good?"}"#));
+        let (_, body) = request.split_once("\r\n\r\n").unwrap();
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        let expected = serde_json::json!([
+            {"role": "system", "content": "be fair"},
+            {"role": "user", "content": "how good?"},
+        ]);
+        assert_eq!(body["messages"], expected);
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::evaluate::suite::{
 
 /// One of the sets of questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+// The suites' own names.
+#[allow(clippy::enum_variant_names)]
 pub enum OpenEnded {
     /// Two turns in eight categories.
     MtBench,
