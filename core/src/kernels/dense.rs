@@ -1,7 +1,7 @@
 //! Products of small dense matrices: LoRA pairs and their gradients.
 
 use super::isa::Isa;
-use super::product::{Operand, Target, View, product};
+use super::product::{Operand, Part, View, product};
 use super::shared::Shared;
 use super::{Output, Precision};
 
@@ -16,6 +16,6 @@ pub fn matmul(a: View, b: View, scale: f32, c: &mut [f32], output: Output, preci
     let (m, n) = (a.rows(), b.cols());
     assert_eq!(a.cols(), b.rows(), "inner sizes of a product");
     assert_eq!(c.len(), m * n, "a [{m}, {n}] product");
-    let target = Target { values: Shared::new(c), stride: n, output };
-    product(Isa::active(), a, &Operand::dense(b), scale, target, precision);
+    let part = Part { b: Operand::dense(b), target: Shared::new(c), stride: n, output };
+    product(Isa::active(), a, &[part], scale, precision);
 }

@@ -115,6 +115,13 @@ fn field<const N: usize>(block: &[u8], start: usize) -> &[u8; N] {
     block[start..].first_chunk().expect("a field inside the block")
 }
 
+/// The two halves of a block of 32 values, which share bytes.
+#[inline(always)]
+fn halves(out: &mut [f32; 32]) -> [&mut [f32; 16]; 2] {
+    let ([low, high], _) = out.as_chunks_mut::<16>() else { unreachable!("32 is twice 16") };
+    [low, high]
+}
+
 /// Bit `at` of a 32-bit mask, moved to the fifth bit of a value.
 #[inline(always)]
 fn fifth_bit(mask: u32, at: usize) -> u8 {
@@ -126,9 +133,12 @@ fn fifth_bit(mask: u32, at: usize) -> u8 {
 fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
     let scale = f16(*field(block, 0));
     let packed: &[u8; 16] = field(block, 2);
-    for (i, &p) in packed.iter().enumerate() {
-        out[i] = scale * f32::from((p & 15) as i8 - 8);
-        out[i + 16] = scale * f32::from((p >> 4) as i8 - 8);
+    let [low, high] = halves(out);
+    for i in 0..16 {
+        low[i] = scale * f32::from((packed[i] & 15) as i8 - 8);
+    }
+    for i in 0..16 {
+        high[i] = scale * f32::from((packed[i] >> 4) as i8 - 8);
     }
 }
 
@@ -137,9 +147,12 @@ fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
 fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
     let (scale, min) = (f16(*field(block, 0)), f16(*field(block, 2)));
     let packed: &[u8; 16] = field(block, 4);
-    for (i, &p) in packed.iter().enumerate() {
-        out[i] = scale * f32::from(p & 15) + min;
-        out[i + 16] = scale * f32::from(p >> 4) + min;
+    let [low, high] = halves(out);
+    for i in 0..16 {
+        low[i] = scale * f32::from(packed[i] & 15) + min;
+    }
+    for i in 0..16 {
+        high[i] = scale * f32::from(packed[i] >> 4) + min;
     }
 }
 
@@ -149,9 +162,12 @@ fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     let scale = f16(*field(block, 0));
     let high = u32::from_le_bytes(*field(block, 2));
     let packed: &[u8; 16] = field(block, 6);
-    for (i, &p) in packed.iter().enumerate() {
-        out[i] = scale * f32::from((p & 15 | fifth_bit(high, i)) as i8 - 16);
-        out[i + 16] = scale * f32::from((p >> 4 | fifth_bit(high, i + 16)) as i8 - 16);
+    let [first, second] = halves(out);
+    for i in 0..16 {
+        first[i] = scale * f32::from((packed[i] & 15 | fifth_bit(high, i)) as i8 - 16);
+    }
+    for i in 0..16 {
+        second[i] = scale * f32::from((packed[i] >> 4 | fifth_bit(high, i + 16)) as i8 - 16);
     }
 }
 
@@ -161,9 +177,12 @@ fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
     let (scale, min) = (f16(*field(block, 0)), f16(*field(block, 2)));
     let high = u32::from_le_bytes(*field(block, 4));
     let packed: &[u8; 16] = field(block, 8);
-    for (i, &p) in packed.iter().enumerate() {
-        out[i] = scale * f32::from(p & 15 | fifth_bit(high, i)) + min;
-        out[i + 16] = scale * f32::from(p >> 4 | fifth_bit(high, i + 16)) + min;
+    let [first, second] = halves(out);
+    for i in 0..16 {
+        first[i] = scale * f32::from(packed[i] & 15 | fifth_bit(high, i)) + min;
+    }
+    for i in 0..16 {
+        second[i] = scale * f32::from(packed[i] >> 4 | fifth_bit(high, i + 16)) + min;
     }
 }
 

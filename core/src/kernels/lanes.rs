@@ -4,6 +4,8 @@
 //! each family of instructions. `FMA` says whether a fused multiply-add is one instruction; without
 //! it, it would be a slow library call.
 
+use super::isa::multiversion;
+
 /// Values summed side by side. Sums do not depend on the vector width of the processor.
 pub(super) const LANES: usize = 32;
 
@@ -13,17 +15,23 @@ pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// The lanes added in a fixed order.
+/// All lanes combined, halves with each other, in a fixed order.
 #[inline(always)]
-pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+pub(super) fn reduce<T: Copy>(mut lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
-            lanes[i] += lanes[i + width];
+            lanes[i] = combine(lanes[i], lanes[i + width]);
         }
         width /= 2;
     }
     lanes[0]
+}
+
+/// The lanes added in a fixed order.
+#[inline(always)]
+pub(super) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    reduce(lanes, |a, b| a + b)
 }
 
 /// `Σ a[i]·b[i]`.
@@ -43,17 +51,26 @@ pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(lanes)
 }
 
+multiversion! {
+    /// `Σ a[i]·b[i]`, where the caller is not itself compiled for each family.
+    pub(super) fn dot_product(a: &[f32], b: &[f32]) -> f32 = dot
+}
+
 /// The largest value; minus infinity of none.
 #[inline(always)]
 pub(super) fn max(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+            lanes[i] = larger(lanes[i], chunk[i]);
         }
     }
-    rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |max, &v| if v > max { v } else { max })
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*lane, *value);
+    }
+    reduce(lanes, larger)
 }
 
 /// `eˣ` to within 2 units in the last place; 0 below -87.3, and 2.4e38 above 88.37.

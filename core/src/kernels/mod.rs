@@ -32,7 +32,7 @@ pub use cross_entropy::{
 };
 pub use dense::matmul;
 pub use dequantize::{dequantize_row, dequantize_rows};
-pub use frozen::{frozen_matmul, frozen_matmul_transposed};
+pub use frozen::{Projection, frozen_matmul, frozen_matmul_all, frozen_matmul_transposed};
 pub use isa::{InstructionSet, InstructionSetError};
 pub use measure::{KernelSpeeds, ProductShape, ProductSpeed, SMOLLM2_135M, measure};
 pub use norm::{rms_norm, rms_norm_backward};
@@ -47,8 +47,9 @@ pub enum Precision {
     /// Inputs stay f32.
     #[default]
     F32,
-    /// Inputs are rounded to bf16 where the processor multiplies bf16 faster than f32, else they
-    /// stay f32.
+    /// Inputs are rounded to bf16, or to 16-bit fixed point of at least its precision relative to
+    /// the largest of 128 neighbours, where the processor multiplies those faster than f32; else
+    /// they stay f32.
     Bf16,
 }
 

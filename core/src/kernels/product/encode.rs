@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use super::micro::MicroKernel;
 use super::operand::{Operand, View};
 use crate::kernels::isa::{Isa, multiversion};
-use crate::kernels::lanes::{LANES, mul_add};
+use crate::kernels::lanes::{LANES, mul_add, reduce};
 
 /// Most values of a [`Layout::Fixed16`] run.
 pub(super) const RUN: usize = 128;
@@ -263,20 +263,33 @@ impl Neighbours<'_> {
     }
 }
 
-/// The nearest bf16, in the low half; ties to even.
+/// The nearest bf16; ties to even.
 #[inline(always)]
-fn bf16(value: f32) -> u32 {
+fn bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     // Rounding up could turn the bits of a NaN into those of a number.
-    if value.is_nan() { 0x7fc0 } else { rounded }
+    if value.is_nan() { 0x7fc0 } else { rounded as u16 }
 }
 
-/// `value · inverse` as a 16-bit integer, in the low half. Adding 1.5·2²³ leaves it in the lowest
-/// bits of the sum.
+/// `value · inverse` as a 16-bit integer. Adding 1.5·2²³ leaves it in the lowest bits of the sum.
 #[inline(always)]
-fn fixed16<const FMA: bool>(value: f32, inverse: f32) -> u32 {
-    mul_add::<FMA>(value, inverse, 12_582_912.0).to_bits() & 0xffff
+fn fixed16<const FMA: bool>(value: f32, inverse: f32) -> u16 {
+    mul_add::<FMA>(value, inverse, 12_582_912.0).to_bits() as u16
+}
+
+/// Two neighbours in depth as a word.
+#[inline(always)]
+fn pair(first: u16, second: u16) -> u32 {
+    u32::from(first) | u32::from(second) << 16
+}
+
+/// Words as the 16-bit values that [`pair`] would make them of, first one first.
+fn halves(words: &mut [u32]) -> &mut [u16] {
+    const { assert!(cfg!(target_endian = "little"), "the first half of a word is its low half") };
+    // SAFETY: the same bytes; 16-bit values need no more alignment than words, and all bits are
+    // valid in both.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len() * 2) }
 }
 
 /// Scale and its inverse for values of which `largest` is the largest magnitude, as bits. What is
@@ -321,30 +334,28 @@ fn encode_row_values<const FMA: bool>(
             }
         }
         Layout::Bf16 => {
-            pair_up(values, words, |a, b| bf16(a * factor) | bf16(b * factor) << 16);
+            encode_halves(values, words, |value| bf16(value * factor));
         }
         Layout::Fixed16 => {
             let runs = values.chunks(2 * depth.run).zip(words.chunks_mut(depth.run));
             for ((values, words), out) in runs.zip(scales) {
                 let (scale, inverse) = scale_of(largest_magnitude(values));
                 *out = scale * factor;
-                pair_up(values, words, |a, b| {
-                    fixed16::<FMA>(a, inverse) | fixed16::<FMA>(b, inverse) << 16
-                });
+                encode_halves(values, words, |value| fixed16::<FMA>(value, inverse));
             }
         }
     }
 }
 
-/// Makes a word of each two neighbours; the last of an odd number is paired with zero.
+/// Encodes each value in half a word; the half after an odd number of values becomes zero.
 #[inline(always)]
-fn pair_up(values: &[f32], words: &mut [u32], word: impl Fn(f32, f32) -> u32) {
-    let (pairs, rest) = values.as_chunks::<2>();
-    for (out, &[a, b]) in words.iter_mut().zip(pairs) {
-        *out = word(a, b);
+fn encode_halves(values: &[f32], words: &mut [u32], encode: impl Fn(f32) -> u16) {
+    let halves = halves(&mut words[..values.len().div_ceil(2)]);
+    for (half, value) in halves.iter_mut().zip(values) {
+        *half = encode(*value);
     }
-    if let (&[last], Some(out)) = (rest, words.get_mut(pairs.len())) {
-        *out = word(last, 0.0);
+    if let Some(last) = halves.get_mut(values.len()) {
+        *last = 0;
     }
 }
 
@@ -357,7 +368,10 @@ fn largest_magnitude(values: &[f32]) -> u32 {
             lanes[i] = lanes[i].max(magnitude(chunk[i]));
         }
     }
-    rest.iter().map(|&v| magnitude(v)).chain(lanes).fold(0, u32::max)
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = (*lane).max(magnitude(*value));
+    }
+    reduce(lanes, u32::max)
 }
 
 multiversion! {
@@ -401,7 +415,7 @@ fn encode_across_cols<const FMA: bool, const COLS: usize>(
             for (k, words) in words.iter_mut().enumerate() {
                 let (a, b) = (source.row::<COLS>(2 * k), source.row::<COLS>(2 * k + 1));
                 for i in 0..COLS {
-                    words[i] = bf16(a[i]) | bf16(b[i]) << 16;
+                    words[i] = pair(bf16(a[i]), bf16(b[i]));
                 }
             }
         }
@@ -424,8 +438,9 @@ fn encode_across_cols<const FMA: bool, const COLS: usize>(
                     let a = source.row::<COLS>(first + 2 * k);
                     let b = source.row::<COLS>(first + 2 * k + 1);
                     for i in 0..COLS {
-                        words[i] = fixed16::<FMA>(a[i], inverse[i])
-                            | fixed16::<FMA>(b[i], inverse[i]) << 16;
+                        let (a, b) =
+                            (fixed16::<FMA>(a[i], inverse[i]), fixed16::<FMA>(b[i], inverse[i]));
+                        words[i] = pair(a, b);
                     }
                 }
             }

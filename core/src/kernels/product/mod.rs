@@ -14,6 +14,7 @@ mod micro;
 mod operand;
 #[cfg(test)]
 mod tests;
+mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -27,6 +28,7 @@ use self::encode::{LeftBlock, Panels};
 use self::micro::{MicroKernel, Tile};
 pub(super) use self::operand::Operand;
 pub use self::operand::View;
+pub(super) use self::tile::Tiles;
 use super::isa::Isa;
 use super::shared::Shared;
 use super::{Output, Precision};
@@ -37,51 +39,45 @@ const LEFT_BYTES: usize = 1 << 20;
 /// Products of fewer multiplications than this are done by one task.
 const SERIAL: usize = 1 << 17;
 
-/// Where a product goes: row-major `[m, n]`, rows `stride` values apart.
-#[derive(Clone, Copy)]
-pub(super) struct Target<'a> {
-    pub(super) values: Shared<'a>,
+/// One right factor and where its product goes.
+pub(super) struct Part<'a> {
+    /// Its lanes are the columns of the product.
+    pub(super) b: Operand<'a>,
+    /// Row-major `[m, n]`, rows `stride` values apart.
+    pub(super) target: Shared<'a>,
     pub(super) stride: usize,
     pub(super) output: Output,
 }
 
-/// `C (+)= scale · A·B`. The lanes of `b` are the columns of `C`.
+/// `C (+)= scale · A·B` for each part, with one encoding of `A` for all.
 ///
 /// # Panics
-/// When the depths differ or the target is too small.
-pub(super) fn product(
-    isa: Isa,
-    a: View,
-    b: &Operand,
-    scale: f32,
-    target: Target,
-    precision: Precision,
-) {
-    let (m, n, k) = (a.rows(), b.lanes(), a.cols());
-    assert_eq!(k, b.depth(), "depths of the factors");
-    if m == 0 || n == 0 {
+/// When the depths differ or a target is too small.
+pub(super) fn product(isa: Isa, a: View, parts: &[Part], scale: f32, precision: Precision) {
+    let (m, k) = (a.rows(), a.cols());
+    for part in parts {
+        let n = part.b.lanes();
+        assert_eq!(k, part.b.depth(), "depths of the factors");
+        let last = if m == 0 || n == 0 { 0 } else { (m - 1) * part.stride + n };
+        assert!(n <= part.stride && last <= part.target.len(), "a target for [{m}, {n}]");
+        if k == 0 {
+            clear(part, m, n);
+        }
+    }
+    if m == 0 || k == 0 {
         return;
     }
-    assert!(
-        n <= target.stride && (m - 1) * target.stride + n <= target.values.len(),
-        "a target for [{m}, {n}]"
-    );
-    if k == 0 {
-        return clear(target, m, n);
-    }
     let kernel = MicroKernel::choose(isa, precision);
-    let depth = kernel.depth_block(k, b.depth_unit());
-    let group = b.lane_unit().next_multiple_of(kernel.cols);
+    let work = Work::new(isa, kernel, parts, m);
+    let unit = parts.iter().map(|part| part.b.depth_unit()).max().unwrap_or(1);
+    let depth = kernel.depth_block(k, unit);
     let block = LEFT_BYTES / (4 * kernel.layout.words(depth)) / kernel.rows * kernel.rows;
     let block = block.clamp(kernel.rows, m.next_multiple_of(kernel.rows));
     let mut left = LeftBlock::default();
-    let work = Work { isa, kernel, b, group, target };
-
-    for (part, depths) in blocks(k, depth).enumerate() {
-        let accumulate = part > 0 || target.output == Output::Accumulate;
+    for depths in blocks(k, depth) {
         for rows in blocks(m, block) {
             left.encode(isa, kernel.layout, a, rows.clone(), depths.clone(), scale);
-            work.run(&left, rows, depths.clone(), accumulate, m * n * k < SERIAL);
+            work.run(&left, rows, depths.clone());
         }
     }
 }
@@ -90,58 +86,53 @@ pub(super) fn product(
 struct Work<'a> {
     isa: Isa,
     kernel: &'static MicroKernel,
-    b: &'a Operand<'a>,
-    /// Columns that one task encodes together.
-    group: usize,
-    target: Target<'a>,
+    /// Columns that one task encodes together, of which part.
+    groups: Vec<(&'a Part<'a>, Range<usize>)>,
+    serial: bool,
 }
 
-impl Work<'_> {
-    /// Multiplies the encoded rows by all columns.
-    fn run(
-        &self,
-        left: &LeftBlock,
-        rows: Range<usize>,
-        depths: Range<usize>,
-        accumulate: bool,
-        serial: bool,
-    ) {
-        let n = self.b.lanes();
-        let groups = n.div_ceil(self.group);
-        let threads = if serial { 1 } else { rayon::current_num_threads() };
+impl<'a> Work<'a> {
+    fn new(isa: Isa, kernel: &'static MicroKernel, parts: &'a [Part<'a>], m: usize) -> Self {
+        let groups = parts.iter().flat_map(|part| {
+            let group = part.b.lane_unit().next_multiple_of(kernel.cols);
+            blocks(part.b.lanes(), group).map(move |columns| (part, columns))
+        });
+        let size: usize = parts.iter().map(|part| m * part.b.lanes() * part.b.depth()).sum();
+        Self { isa, kernel, groups: groups.collect(), serial: size < SERIAL }
+    }
+
+    /// Multiplies encoded rows by all columns, at some depths.
+    fn run(&self, left: &LeftBlock, rows: Range<usize>, depths: Range<usize>) {
+        let threads = if self.serial { 1 } else { rayon::current_num_threads() };
         // Where there are fewer groups of columns than threads, rows are split as well; each part
         // encodes its columns anew.
         let strips = rows.len().div_ceil(self.kernel.rows);
         let splits = match threads {
             1 => 1,
-            _ => (2 * threads).div_ceil(groups).min(strips.div_ceil(4)),
+            _ => (2 * threads).div_ceil(self.groups.len().max(1)).min(strips.div_ceil(4)),
         };
         let height = strips.div_ceil(splits) * self.kernel.rows;
         let task = |panels: &mut Panels, task: usize| {
-            let first = task / splits * self.group;
-            let columns = first..(first + self.group).min(n);
+            let (part, columns) = &self.groups[task / splits];
             let from = (task % splits * height).min(rows.len());
             let some = from..(from + height).min(rows.len());
-            panels.encode(self.isa, self.kernel, self.b, columns.clone(), depths.clone());
+            panels.encode(self.isa, self.kernel, &part.b, columns.clone(), depths.clone());
             for (panel, at) in columns.clone().step_by(self.kernel.cols).enumerate() {
-                let width = self.kernel.cols.min(columns.end - at);
                 for row in some.clone().step_by(self.kernel.rows) {
-                    let height = self.kernel.rows.min(some.end - row);
-                    let first = (rows.start + row) * self.target.stride + at;
                     let tile = Tile {
-                        values: self.target.values.pointer(first),
-                        stride: self.target.stride,
-                        rows: height,
-                        cols: width,
-                        accumulate,
+                        values: part.target.pointer((rows.start + row) * part.stride + at),
+                        stride: part.stride,
+                        rows: self.kernel.rows.min(some.end - row),
+                        cols: self.kernel.cols.min(columns.end - at),
+                        accumulate: depths.start > 0 || part.output == Output::Accumulate,
                     };
                     // SAFETY: every task has rows or columns of its own, so tiles do not overlap,
-                    // and `product` checked that the target holds all of them.
+                    // and `product` checked that the targets hold all of them.
                     unsafe { self.kernel.tile(left, row, (panels, panel), tile) };
                 }
             }
         };
-        let tasks = groups * splits;
+        let tasks = self.groups.len() * splits;
         if threads == 1 {
             let mut panels = Panels::default();
             (0..tasks).for_each(|t| task(&mut panels, t));
@@ -157,12 +148,12 @@ fn blocks(end: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// The product of matrices without depth: zero.
-fn clear(target: Target, m: usize, n: usize) {
-    if target.output == Output::Overwrite {
+fn clear(part: &Part, m: usize, n: usize) {
+    if part.output == Output::Overwrite {
         for row in 0..m {
-            let start = row * target.stride;
+            let start = row * part.stride;
             // SAFETY: nothing else uses the target while its product is computed.
-            unsafe { target.values.part(start..start + n) }.fill(0.0);
+            unsafe { part.target.part(start..start + n) }.fill(0.0);
         }
     }
 }

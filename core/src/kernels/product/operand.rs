@@ -83,6 +83,46 @@ impl<'a> View<'a> {
         }
         scratch
     }
+
+    /// The values from the first element on, and how far apart rows are.
+    ///
+    /// # Panics
+    /// When rows are not contiguous.
+    pub(super) fn contiguous_rows(&self) -> (&'a [f32], usize) {
+        assert_eq!(self.col_stride, 1, "contiguous rows");
+        (self.data, self.row_stride)
+    }
+
+    /// Writes `factor` times these columns, row by row, each row padded with zeros to `width`.
+    pub(super) fn copy_columns(
+        &self,
+        cols: Range<usize>,
+        width: usize,
+        factor: f32,
+        out: &mut [f32],
+    ) {
+        let rows = out.chunks_exact_mut(width).take(self.rows);
+        if self.col_stride == 1 {
+            for (row, out) in rows.enumerate() {
+                let start = row * self.row_stride;
+                let values = &self.data[start + cols.start..start + cols.end];
+                for (out, value) in out.iter_mut().zip(values) {
+                    *out = factor * value;
+                }
+                out[cols.len()..].fill(0.0);
+            }
+            return;
+        }
+        // Rows of the transposed view are contiguous: read those.
+        out.fill(0.0);
+        for (lane, col) in cols.enumerate() {
+            let values = &self.data[col * self.col_stride..];
+            let places = out[lane..].iter_mut().step_by(width);
+            for (out, value) in places.zip(values.iter().step_by(self.row_stride)).take(self.rows) {
+                *out = factor * value;
+            }
+        }
+    }
 }
 
 /// The right factor of a product: lanes, each of which makes one column of the product.

@@ -58,8 +58,8 @@ fn check(
         for precision in [Precision::F32, Precision::Bf16] {
             let mut c = before.clone();
             let values = Shared::new(&mut c[margin..]);
-            let target = Target { values, stride, output };
-            threads.run(|| product(isa, a, operand, scale, target, precision));
+            let part = Part { b: operand.clone(), target: values, stride, output };
+            threads.run(|| product(isa, a, &[part], scale, precision));
             // Values are below 1 in magnitude (4 in some weights), so rounding each factor to
             // within `error` moves a sum of k products by at most this.
             let error = match MicroKernel::choose(isa, precision).layout {
@@ -151,9 +151,9 @@ fn results_do_not_depend_on_the_threads() {
             let results = [1, 2, 7].map(|threads| {
                 let mut c = vec![0.0; m * n];
                 let values = Shared::new(&mut c);
-                let target = Target { values, stride: n, output: Output::Overwrite };
                 let b = Operand::dense(View::new(&b, n, k).t());
-                let work = || product(isa, View::new(&a, m, k), &b, 1.0, target, precision);
+                let part = Part { b, target: values, stride: n, output: Output::Overwrite };
+                let work = || product(isa, View::new(&a, m, k), &[part], 1.0, precision);
                 Threads::new(threads).unwrap().run(work);
                 c
             });
@@ -172,9 +172,9 @@ fn what_is_not_finite_is_not_hidden() {
                 a[200] = bad;
                 let mut c = [0.0; 2];
                 let values = Shared::new(&mut c);
-                let target = Target { values, stride: 1, output: Output::Overwrite };
                 let b = Operand::dense(View::new(&b, k, 1));
-                product(isa, View::new(&a, 2, k), &b, 1.0, target, precision);
+                let part = Part { b, target: values, stride: 1, output: Output::Overwrite };
+                product(isa, View::new(&a, 2, k), &[part], 1.0, precision);
                 assert!(!c[0].is_finite(), "{isa:?} {precision:?} of {bad}: {}", c[0]);
                 assert!((c[1] - k as f32).abs() < 0.5, "{isa:?} {precision:?}: {}", c[1]);
             }
@@ -193,9 +193,9 @@ fn values_of_any_magnitude_keep_their_digits() {
             for precision in [Precision::F32, Precision::Bf16] {
                 let mut c = [f32::NAN];
                 let values = Shared::new(&mut c);
-                let target = Target { values, stride: 1, output: Output::Overwrite };
                 let b = Operand::dense(View::new(&b, k, 1));
-                product(isa, View::new(&a, 1, k), &b, 1.0, target, precision);
+                let part = Part { b, target: values, stride: 1, output: Output::Overwrite };
+                product(isa, View::new(&a, 1, k), &[part], 1.0, precision);
                 let off = (f64::from(c[0]) - exact).abs();
                 // Smaller than any gradient that matters, values may be rounded to zero.
                 let bound = 0.01 * f64::from(size) + 1e-32;

@@ -73,6 +73,18 @@ fn masks(cols: usize) -> [__mmask16; 2] {
     [all as u16, (all >> 16) as u16]
 }
 
+/// Fetches the cache lines of a tile, so that they are there when its sums are.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch(tile: Tile) {
+    for row in 0..tile.rows {
+        let start = tile.values.wrapping_add(row * tile.stride);
+        for at in [0, 16, tile.cols - 1] {
+            _mm_prefetch::<_MM_HINT_ET0>(start.wrapping_add(at).cast());
+        }
+    }
+}
+
 /// Stores the sums of a tile, or adds them.
 ///
 /// # Safety
@@ -111,6 +123,7 @@ unsafe fn avx512_f32(depth: Depth, left: Left, right: Right, tile: Tile) {
 /// As [`avx512_f32`], with a tile of `ROWS` rows.
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512_f32_rows<const ROWS: usize>(depth: Depth, left: Left, right: Right, tile: Tile) {
+    prefetch(tile);
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
     // SAFETY: the rows and the panel hold `words` words each.
     unsafe {
@@ -142,6 +155,7 @@ unsafe fn avx512_bf16(depth: Depth, left: Left, right: Right, tile: Tile) {
 /// As [`avx512_bf16`], with a tile of `ROWS` rows.
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn avx512_bf16_rows<const ROWS: usize>(depth: Depth, left: Left, right: Right, tile: Tile) {
+    prefetch(tile);
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
     // SAFETY: the rows and the panel hold `words` words each; vectors of 16 words and of 32 bf16
     // values have the same size and no invalid bits.
@@ -182,6 +196,7 @@ unsafe fn avx512_fixed16_rows<const ROWS: usize>(
     right: Right,
     tile: Tile,
 ) {
+    prefetch(tile);
     let masks = masks(tile.cols);
     for run in 0..depth.runs {
         let mut sums = [[_mm512_setzero_si512(); 2]; ROWS];
