@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 /// Writes `bytes` to `path`: into a neighbouring temporary file first, which is flushed to the
@@ -12,12 +12,24 @@ use std::path::Path;
 /// # Errors
 /// When the folder does not exist or cannot be written; `path` is then as it was.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    stream_atomically(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomically`], for content that is made as it is written.
+///
+/// # Errors
+/// Those of `write`, or when the file cannot be written; `path` is then as it was.
+pub fn stream_atomically<E: From<io::Error>>(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
+) -> Result<(), E> {
+    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?;
     let mut temporary = OsString::from(".");
     temporary.push(name);
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(temporary);
-    let written = write_and_flush(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    let written = write_and_flush(&temporary, write)
+        .and_then(|()| fs::rename(&temporary, path).map_err(E::from));
     if written.is_err() {
         // The error that matters is the first one; a leftover is only untidy.
         let _ = fs::remove_file(&temporary);
@@ -25,10 +37,14 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
-fn write_and_flush(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+fn write_and_flush<E: From<io::Error>>(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    write(&mut file)?;
+    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    Ok(file.sync_all()?)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod chat;
 mod decoder;
 mod error;
+pub mod export;
 mod families;
 mod gguf;
 mod hf;

@@ -1,5 +1,7 @@
 //! What the two file formats call the tensors of a decoder.
 
+use crate::adapter::Target;
+
 /// A tensor of a decoder, whatever its file calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tensor {
@@ -26,6 +28,20 @@ pub(super) enum LayerTensor {
     GateProj,
     UpProj,
     DownProj,
+}
+
+impl From<Target> for LayerTensor {
+    fn from(target: Target) -> Self {
+        match target {
+            Target::QProj => LayerTensor::QProj,
+            Target::KProj => LayerTensor::KProj,
+            Target::VProj => LayerTensor::VProj,
+            Target::OProj => LayerTensor::OProj,
+            Target::GateProj => LayerTensor::GateProj,
+            Target::UpProj => LayerTensor::UpProj,
+            Target::DownProj => LayerTensor::DownProj,
+        }
+    }
 }
 
 /// Whose names a file uses.

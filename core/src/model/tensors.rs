@@ -79,6 +79,12 @@ impl TensorIndex {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
     }
 
+    /// Takes whatever tensor lies there, in the shape that the file gives it.
+    pub fn take_any(&mut self, name: &str) -> Result<FrozenWeight, ModelError> {
+        let shape = self.shape(name).map_or_else(Vec::new, <[usize]>::to_vec);
+        self.take(name, &shape)
+    }
+
     /// Takes a matrix `[rows, cols]`.
     pub fn take_matrix(
         &mut self,

@@ -195,6 +195,11 @@ impl FrozenWeight {
         self.format
     }
 
+    /// Where the rows lie in the file.
+    pub fn row_order(&self) -> RowOrder {
+        self.row_order
+    }
+
     /// Bytes the weight takes in its file.
     pub fn byte_len(&self) -> usize {
         self.all_bytes().len()

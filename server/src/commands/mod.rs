@@ -10,6 +10,7 @@ mod context;
 pub mod data;
 pub mod engine;
 mod error;
+pub mod export;
 pub mod generate;
 pub mod model;
 pub mod simulate;
@@ -51,6 +52,8 @@ struct Cli {
 enum Command {
     /// Make one adapter of many clients' adapters
     Aggregate(aggregate::AggregateArgs),
+    /// Write an adapter, or a model with it folded in, for other programs
+    Export(export::ExportArgs),
     /// Bring models into the cache and show what they hold
     Model(model::ModelArgs),
     /// Bring data sets from the hub and list them
@@ -68,6 +71,7 @@ enum Command {
 fn dispatch(command: Command, ctx: &Context) -> CommandResult {
     match command {
         Command::Aggregate(args) => aggregate::run(args, ctx),
+        Command::Export(args) => export::run(args, ctx),
         Command::Model(args) => model::run(args, ctx),
         Command::Data(args) => data::run(args, ctx),
         Command::Train(args) => train::run(args, ctx),

@@ -56,6 +56,11 @@ impl FamilySpec {
         FAMILIES.iter().find(|spec| spec.model_types.contains(&model_type)).copied()
     }
 
+    /// What sets the models of `family` apart.
+    pub fn of(family: Family) -> Option<&'static Self> {
+        FAMILIES.iter().find(|spec| spec.family == family).copied()
+    }
+
     /// The family that GGUF files call `architecture`.
     pub fn by_gguf_architecture(architecture: &str) -> Option<&'static Self> {
         FAMILIES.iter().find(|spec| spec.gguf_architectures.contains(&architecture)).copied()

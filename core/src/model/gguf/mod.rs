@@ -4,7 +4,7 @@ mod reader;
 
 use std::path::Path;
 
-pub(super) use reader::GgufFile;
+pub(super) use reader::{DEFAULT_ALIGNMENT, GgufFile, MAGIC, number_of_format};
 
 use super::error::ModelError;
 use super::families::FamilySpec;

@@ -20,8 +20,8 @@ use super::super::error::ModelError;
 use super::super::tensors::{StoredAs, TensorEntry, TensorIndex};
 use crate::weight::MappedFile;
 
-const MAGIC: &[u8] = b"GGUF";
-const DEFAULT_ALIGNMENT: u64 = 32;
+pub(in super::super) const MAGIC: &[u8] = b"GGUF";
+pub(in super::super) const DEFAULT_ALIGNMENT: u64 = 32;
 /// ggml's own limit.
 const MAX_DIMENSIONS: u32 = 4;
 /// Arrays of arrays: no writer nests deeper than once.
@@ -55,6 +55,9 @@ pub(super) struct Array {
 pub(in super::super) struct GgufFile {
     file: Arc<MappedFile>,
     metadata: HashMap<String, Value>,
+    /// Where the entries of the metadata lie in the file.
+    metadata_bytes: Range<usize>,
+    alignment: u64,
 }
 
 impl GgufFile {
@@ -73,6 +76,7 @@ impl GgufFile {
         }
         let tensor_count = cursor.u64("the number of tensors")?;
         let metadata_count = cursor.u64("the number of metadata entries")?;
+        let metadata_start = cursor.at;
         let mut metadata = HashMap::new();
         for _ in 0..metadata_count {
             let key = cursor.string("a metadata key")?;
@@ -82,6 +86,7 @@ impl GgufFile {
                 return Err(ModelError::malformed(path, format!("metadata key {key} twice")));
             }
         }
+        let metadata_bytes = metadata_start..cursor.at;
         let mut table = Vec::new();
         for _ in 0..tensor_count {
             table.push(cursor.tensor()?);
@@ -102,12 +107,23 @@ impl GgufFile {
             let offset = data_start.saturating_add(offset);
             tensors.insert(name, TensorEntry { file: file.clone(), offset, shape, stored_as })?;
         }
-        Ok((Self { file, metadata }, tensors))
+        Ok((Self { file, metadata, metadata_bytes, alignment }, tensors))
     }
 
     /// The file's path.
     pub fn path(&self) -> &Path {
         self.file.path()
+    }
+
+    /// The metadata as they lie in the file: the number of entries, and their bytes.
+    pub fn raw_metadata(&self) -> (u64, &[u8]) {
+        // No key appears twice, so none was lost on the way into the map.
+        (self.metadata.len() as u64, &self.file.as_bytes()[self.metadata_bytes.clone()])
+    }
+
+    /// What the tensors' offsets are multiples of.
+    pub fn alignment(&self) -> u64 {
+        self.alignment
     }
 
     /// Whether the metadata have the key.
@@ -336,6 +352,28 @@ fn fixed_width(item_type: u32) -> Option<u64> {
         4..=6 => Some(4),
         10..=12 => Some(8),
         _ => None,
+    }
+}
+
+/// The number of a format in ggml's `ggml_type`.
+pub(in super::super) fn number_of_format(format: GgmlDType) -> u32 {
+    use GgmlDType as G;
+    match format {
+        G::F32 => 0,
+        G::F16 => 1,
+        G::Q4_0 => 2,
+        G::Q4_1 => 3,
+        G::Q5_0 => 6,
+        G::Q5_1 => 7,
+        G::Q8_0 => 8,
+        G::Q8_1 => 9,
+        G::Q2K => 10,
+        G::Q3K => 11,
+        G::Q4K => 12,
+        G::Q5K => 13,
+        G::Q6K => 14,
+        G::Q8K => 15,
+        G::BF16 => 30,
     }
 }
 

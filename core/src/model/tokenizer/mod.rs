@@ -14,6 +14,7 @@ pub(super) use gguf::from_gguf;
 pub(super) use hugging_face::from_folder;
 
 use tokenizers::Tokenizer;
+use tokenizers::processors::template::TemplateProcessing;
 
 use super::chat::{ChatTemplate, ChatTemplateError};
 use crate::data::{Message, Tokenize};
@@ -152,6 +153,26 @@ impl TextTokenizer {
     /// The kind of tokenizer, for people.
     pub fn description(&self) -> &str {
         &self.description
+    }
+
+    /// The tokenizer as a `tokenizer.json`, which puts the token before every text that the model
+    /// wants there.
+    ///
+    /// # Errors
+    /// When a part of the tokenizer cannot be written.
+    pub fn to_json(&self) -> Result<String, TokenizerError> {
+        let mut tokenizer = self.tokenizer.clone();
+        if let Some((id, token)) = self.bos().and_then(|id| Some((id, self.token(id)?))) {
+            let mut builder = TemplateProcessing::builder();
+            builder.try_single(format!("{token} $A")).map_err(TokenizerError::Failed)?;
+            builder
+                .try_pair(format!("{token} $A {token}:1 $B:1"))
+                .map_err(TokenizerError::Failed)?;
+            let template = builder.special_tokens(vec![(token, id)]).build();
+            let template = template.map_err(|error| TokenizerError::Failed(error.to_string()))?;
+            tokenizer.with_post_processor(Some(template));
+        }
+        tokenizer.to_string(true).map_err(failed)
     }
 
     /// The model's chat template.
