@@ -49,6 +49,13 @@ fn target_weights(batch: &PackedBatch) -> Vec<f64> {
     (0..batch.targets.len()).map(|i| 0.5 - 0.3 * (i % 5) as f64).collect()
 }
 
+/// The norm of the difference.
+fn distance(a: &ParameterSet, b: &ParameterSet) -> f64 {
+    let mut difference = a.clone();
+    difference.zip_apply(b, |a, b| *a -= b).unwrap();
+    difference.l2_norm()
+}
+
 fn shapes() -> impl Strategy<Value = SmallShape> {
     let window = prop_oneof![Just(None), (1usize..5).prop_map(Some)];
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
@@ -87,7 +94,10 @@ fn pairs() -> impl Strategy<Value = Vec<TokenizedPair>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(32)
+    })]
 
     #[test]
     fn gradients_equal_finite_differences(
@@ -110,8 +120,8 @@ proptest! {
                 moved.parameters.zip_apply(&direction, |w, d| *w += step * d).unwrap();
                 moved
             };
-            // A power of two that survives the rounding of f32 parameters.
-            let (ahead, behind) = (moved(1.0 / 512.0), moved(-1.0 / 512.0));
+            // Small enough for the third order, large enough for the rounding of f32 parameters.
+            let (ahead, behind) = (moved(1.0 / 8192.0), moved(-1.0 / 8192.0));
             let loss = |adapter| loss_and_gradient(&exact, adapter, &batch, &weights).0;
             let numeric = loss(&ahead) - loss(&behind);
             // Along the step really taken, after that rounding.
@@ -126,9 +136,8 @@ proptest! {
             let tolerance = 1e-3 * norm.max(1e-2) * taken.l2_norm();
             prop_assert!((numeric - analytic).abs() <= tolerance, "{numeric} against {analytic}");
 
-            let (_, mut distance) = loss_and_gradient(&fast, &adapter, &batch, &weights);
-            distance.zip_apply(&gradient, |a, b| *a -= b).unwrap();
-            prop_assert!(distance.l2_norm() <= 1e-4 * norm.max(1e-2));
+            let (_, rounded) = loss_and_gradient(&fast, &adapter, &batch, &weights);
+            prop_assert!(distance(&rounded, &gradient) <= 1e-4 * norm.max(1e-2));
         }
     }
 
@@ -138,7 +147,7 @@ proptest! {
         pairs in pairs(),
         seed in 0u64..1000,
     ) {
-        let (_, fast, adapter) = small_model(shape, &Target::ALL, seed);
+        let (exact, fast, adapter) = small_model(shape, &Target::ALL, seed);
         let shared = PackedBatch::from_pairs(&pairs);
         let texts: Vec<_> = pairs
             .iter()
@@ -151,11 +160,18 @@ proptest! {
             .collect();
         let plain = PackedBatch::from_examples(&texts);
         let weights = target_weights(&plain);
-        let (loss, mut distance) = loss_and_gradient(&fast, &adapter, &shared, &weights);
-        let (plain_loss, gradient) = loss_and_gradient(&fast, &adapter, &plain, &weights);
+        let (exact_loss, exact_gradient) = loss_and_gradient(&exact, &adapter, &plain, &weights);
+        let scale = exact_gradient.l2_norm().max(1.0);
+        let (loss, gradient) = loss_and_gradient(&exact, &adapter, &shared, &weights);
+        prop_assert!((loss - exact_loss).abs() <= 1e-10 * exact_loss.abs().max(1.0));
+        prop_assert!(distance(&gradient, &exact_gradient) <= 1e-7 * scale);
+
+        let (plain_loss, plain) = loss_and_gradient(&fast, &adapter, &plain, &weights);
+        let (loss, shared) = loss_and_gradient(&fast, &adapter, &shared, &weights);
         prop_assert!((loss - plain_loss).abs() <= 1e-5 * plain_loss.abs().max(1.0));
-        distance.zip_apply(&gradient, |a, b| *a -= b).unwrap();
-        prop_assert!(distance.l2_norm() <= 1e-5 * gradient.l2_norm().max(1.0));
+        // Normalising nearly nothing magnifies what f32 rounds, with a shared prompt or without.
+        let rounding = distance(&plain, &exact_gradient);
+        prop_assert!(distance(&shared, &plain) <= 1e-5 * scale + 2.0 * rounding);
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn busy_adapter(model: &LoadedModel, targets: &[Target]) -> Adapter {
     let config = LoraConfig::new(4, 8.0, targets).unwrap();
     let mut adapter = Adapter::new(config, &model.config, 3).unwrap();
     let entries = adapter.parameters.iter().map(|entry| {
-        let values = (0..entry.values.len()).map(|i| ((i * 37 % 101) as f32 - 50.0) * 2e-4);
+        let values = (0..entry.values.len()).map(|i| ((i * 37 % 101) as f32 - 50.0) * 2e-3);
         Parameter { values: values.collect(), ..entry.clone() }
     });
     adapter.parameters = ParameterSet::new(entries.collect());
