@@ -47,6 +47,21 @@ pub fn generate(
     prompt: &[u32],
     options: &GenerateOptions,
     pass: &PassOptions,
+    each: impl FnMut(u32) -> bool,
+) -> Result<Vec<u32>, EngineError> {
+    generate_after(decoder, Cache::new(), prompt, options, pass, each)
+}
+
+/// Continues what `cache` holds, followed by `prompt`, as [`generate`] does.
+///
+/// # Errors
+/// When a token is unknown, on cancellation, or when the device fails.
+pub fn generate_after(
+    decoder: &Decoder,
+    mut cache: Cache,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    pass: &PassOptions,
     mut each: impl FnMut(u32) -> bool,
 ) -> Result<Vec<u32>, EngineError> {
     let mut written = Vec::new();
@@ -54,7 +69,6 @@ pub fn generate(
         return Ok(written);
     }
     let mut processor = LogitsProcessor::from_sampling(options.seed, options.sampling());
-    let mut cache = Cache::new();
     let mut logits = decoder.extend(&mut cache, prompt, pass)?;
     loop {
         let token = processor.sample(&logits)?;

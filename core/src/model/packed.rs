@@ -62,14 +62,23 @@ impl PackedBatch {
             let prompt = batch.push_segment(&pair.prompt, 0, 0..0);
             let prefix = prompt..prompt + pair.prompt.len();
             for answer in [&pair.chosen, &pair.rejected] {
-                // The last token of an answer predicts nothing, so it need not be computed.
-                let inputs = &answer[..answer.len().saturating_sub(1)];
-                let first = batch.push_segment(inputs, pair.prompt.len(), prefix.clone());
-                for (t, &token) in answer.iter().enumerate() {
-                    let row = if t == 0 { prefix.end - 1 } else { first + t - 1 };
-                    batch.push_target(row, token);
-                }
-                batch.groups += 1;
+                batch.push_continuation(prefix.clone(), answer);
+            }
+        }
+        batch
+    }
+
+    /// Prefixes with their continuations, one group a continuation, in order: a prefix stands once
+    /// and all of its continuations attend to it, but not to each other. A prefix holds at least one
+    /// token.
+    pub fn from_continuations<'a>(
+        prefixes: impl IntoIterator<Item = (&'a [u32], &'a [Vec<u32>])>,
+    ) -> Self {
+        let mut batch = Self::default();
+        for (prefix, continuations) in prefixes {
+            let first = batch.push_segment(prefix, 0, 0..0);
+            for continuation in continuations {
+                batch.push_continuation(first..first + prefix.len(), continuation);
             }
         }
         batch
@@ -102,6 +111,18 @@ impl PackedBatch {
             self.segments.push(Segment { keys: queries.clone(), queries, context });
         }
         first
+    }
+
+    /// Adds a text that follows the rows `prefix`, as a group of its own.
+    fn push_continuation(&mut self, prefix: std::ops::Range<usize>, text: &[u32]) {
+        // The last token predicts nothing, so it need not be computed.
+        let inputs = &text[..text.len().saturating_sub(1)];
+        let first = self.push_segment(inputs, prefix.len(), prefix.clone());
+        for (t, &token) in text.iter().enumerate() {
+            let row = if t == 0 { prefix.end - 1 } else { first + t - 1 };
+            self.push_target(row, token);
+        }
+        self.groups += 1;
     }
 
     fn push_target(&mut self, row: usize, token: u32) {
