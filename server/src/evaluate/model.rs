@@ -4,10 +4,11 @@
 //! tested against a model that a test makes up, and the engine is free in how it shares prefixes,
 //! caches keys and values, and batches.
 
-use fleetune_core::data::{EncodeError, Message, Template};
-use serde::{Deserialize, Serialize};
+use std::fmt;
 
-use super::metrics::TokenTally;
+use fleetune_core::data::{EncodeError, Message, Template};
+use fleetune_core::train::Evaluation;
+use serde::{Deserialize, Serialize};
 
 /// Which model an evaluation was of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,22 @@ pub struct Identity {
     pub adapter: Option<String>,
     /// SHA-256 of the adapter's tensors.
     pub adapter_sha256: Option<String>,
+}
+
+impl Identity {
+    /// Whether both are the same numbers, whatever they are called.
+    pub fn same_weights(&self, other: &Self) -> bool {
+        self.model_sha256 == other.model_sha256 && self.adapter_sha256 == other.adapter_sha256
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.adapter {
+            Some(adapter) => write!(f, "{} with the adapter {adapter}", self.model),
+            None => f.write_str(&self.model),
+        }
+    }
 }
 
 /// Continuations of one prefix, to be scored.
@@ -96,11 +113,11 @@ pub trait LanguageModel {
     /// When the template cannot hold the conversation, or the model has none of its own.
     fn render(&self, template: Template, messages: &[Message]) -> Result<String, ModelError>;
 
-    /// For each request, for each of its continuations, the tally of the continuation's tokens.
+    /// For each request, for each of its continuations, the sums over its tokens.
     ///
     /// # Errors
     /// When a sequence is too long, or the engine fails.
-    fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<Vec<TokenTally>>, ModelError>;
+    fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<Vec<Evaluation>>, ModelError>;
 
     /// For each request, as many answers as it asks for.
     ///

@@ -93,6 +93,8 @@ pub struct Item {
     pub id: String,
     /// Parts of the suite it belongs to, for which metrics are given too (`group:STEM`).
     pub groups: Vec<String>,
+    /// The text that the question is about, where training data may hold it too.
+    pub about: Option<String>,
     /// What is asked.
     pub question: Question,
 }
@@ -392,7 +394,7 @@ mod tests {
 
     fn item(id: usize) -> Item {
         let choice = Choice { prompt: Prompt::same(""), options: vec![], gold: 0, written: None };
-        Item { id: id.to_string(), groups: vec![], question: Question::Choice(choice) }
+        Item { id: id.to_string(), groups: vec![], about: None, question: Question::Choice(choice) }
     }
 
     #[test]

@@ -162,6 +162,10 @@ impl ProgramRunner {
                 let mut go = compile(arguments);
                 go.environment.insert("GOCACHE".to_owned(), cache.clone().into());
                 go.environment.insert("GOPATH".to_owned(), folder.join("go").into());
+                // Go takes no module in the folder for temporary files.
+                let temporary = folder.join("tmp");
+                std::fs::create_dir_all(&temporary)?;
+                go.environment.insert("TMPDIR".to_owned(), temporary.into());
                 go.writable.push(cache);
                 (Some(go), compiled)
             }
@@ -174,6 +178,9 @@ impl ProgramRunner {
                 let mut arguments =
                     words(&["--edition=2021", "--test", "-Awarnings", "main.rs", "-o", "program"]);
                 arguments.extend(toolchain.libraries.iter().cloned());
+                // The linker that comes with Rust is not found where the superuser's folders are
+                // closed to others.
+                arguments.push("-Clink-arg=-fuse-ld=bfd".into());
                 (Some(compile(arguments)), compiled)
             }
         })

@@ -87,7 +87,9 @@ impl Language {
             Self::JavaScript => {
                 let program = PathBuf::from(answer("node", &["-p", "process.execPath"])?);
                 let roots = program.parent().map(Path::to_owned).into_iter().collect();
-                Ok(Toolchain::new(program, roots))
+                // Its library for cryptography insists on a configuration, which is out of reach.
+                let environment = BTreeMap::from([("OPENSSL_CONF".into(), "/dev/null".into())]);
+                Ok(Toolchain { environment, ..Toolchain::new(program, roots) })
             }
             Self::Java => {
                 // The compiler belongs to a development kit; a runtime alone does not do.
@@ -106,7 +108,6 @@ impl Language {
                     ("GOFLAGS", "-mod=mod"),
                     ("GOPROXY", "off"),
                     ("GOTOOLCHAIN", "local"),
-                    ("GOTELEMETRY", "off"),
                     ("CGO_ENABLED", "0"),
                 ];
                 let environment = environment.map(|(name, value)| (name.to_owned(), value.into()));

@@ -70,11 +70,7 @@ impl<M: LanguageModel> LocalJudge<M> {
 
 impl<M: LanguageModel + Send> Judge for LocalJudge<M> {
     fn name(&self) -> String {
-        let identity = self.model.identity();
-        match identity.adapter {
-            Some(adapter) => format!("{} with {adapter}", identity.model),
-            None => identity.model,
-        }
+        self.model.identity().to_string()
     }
 
     fn ask(&mut self, system: &str, message: &str) -> Result<String, JudgeError> {

@@ -8,7 +8,6 @@ mod answers;
 mod classification;
 mod drop;
 mod fairness;
-mod language;
 mod latex;
 mod pass_at_k;
 mod refusal;
@@ -21,7 +20,6 @@ pub use answers::{
 pub use classification::{Averages, averages};
 pub use drop::{DropScore, drop_best};
 pub use fairness::{Fairness, fairness};
-pub use language::TokenTally;
 pub use latex::{last_boxed, math_answer, math_equivalent};
 pub use pass_at_k::pass_at_k;
 pub use refusal::refuses;

@@ -71,6 +71,7 @@ impl Suite for AdvBench {
         let items = rows.map(|(number, row)| Item {
             id: number.to_string(),
             groups: vec![],
+            about: None,
             question: Question::Writing(Writing {
                 // OpenFedLLM asks with a full stop and some chance.
                 asking: Asking::Once(Prompt::same(format!("{}.", row.goal))),

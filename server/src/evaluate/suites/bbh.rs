@@ -82,6 +82,7 @@ impl Suite for Bbh {
             Ok(Item {
                 id: number.to_string(),
                 groups: vec![format!("task:{}", row.task)],
+                about: None,
                 question: Question::Writing(Writing {
                     asking: Asking::Once(Prompt::same(text)),
                     max_tokens: 512,

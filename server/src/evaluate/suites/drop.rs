@@ -51,6 +51,7 @@ impl Suite for Drop {
         let items = rows.into_iter().enumerate().map(|(number, row)| Item {
             id: number.to_string(),
             groups: vec![],
+            about: None,
             question: Question::Writing(Writing {
                 asking: Asking::Once(Prompt::same(row.context)),
                 max_tokens: 32,

@@ -171,7 +171,11 @@ impl Suite for Finance {
     fn items(&self, data: &DataFolder, _options: &SuiteOptions) -> Result<Vec<Item>, SuiteError> {
         let rows = self.rows(data)?;
         let ask = |row: &Row| Some((row.group.clone().into_iter().collect(), question(row)?));
-        Ok(numbered(rows.iter().filter_map(ask).collect()))
+        let mut items = numbered(rows.iter().filter_map(ask).collect());
+        for (item, row) in items.iter_mut().zip(rows) {
+            item.about = Some(row.sentence);
+        }
+        Ok(items)
     }
 
     fn metrics(&self, graded: &[Graded], options: &SuiteOptions) -> Vec<Metric> {

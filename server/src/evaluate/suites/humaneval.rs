@@ -122,6 +122,7 @@ impl Suite for HumanEval {
         let items = rows.into_iter().map(|row| Item {
             id: row.task_id.clone(),
             groups: vec![],
+            about: None,
             question: Question::Writing(Writing {
                 asking: Asking::Once(Prompt {
                     plain: row.prompt.clone(),

@@ -229,6 +229,7 @@ impl Suite for HumanEvalPack {
                 items.push(Item {
                     id: program.row.task_id.clone(),
                     groups: vec![format!("language:{}", language.name())],
+                    about: None,
                     question: Question::Writing(Writing {
                         asking,
                         max_tokens: 512,

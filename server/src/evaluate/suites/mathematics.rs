@@ -74,6 +74,7 @@ impl Suite for Gsm8k {
         let items = questions.into_iter().enumerate().map(|(number, (prompt, grader))| Item {
             id: number.to_string(),
             groups: vec![],
+            about: None,
             question: Question::Writing(Writing {
                 asking: Asking::Once(prompt),
                 max_tokens: 256,
@@ -157,6 +158,7 @@ impl Suite for CompetitionMath {
             questions.into_iter().enumerate().map(|(number, (prompt, groups, grader))| Item {
                 id: number.to_string(),
                 groups,
+                about: None,
                 question: Question::Writing(Writing {
                     asking: Asking::Once(prompt),
                     max_tokens: 512,

@@ -44,10 +44,10 @@ pub fn all() -> Vec<Box<dyn Suite>> {
         Box::new(HumanEvalPack::Synthesize),
         Box::new(HumanEvalPack::Fix),
         Box::new(HumanEvalPack::Explain),
-        Box::new(OpenEnded::MtBench),
-        Box::new(OpenEnded::VicunaBench),
+        Box::new(OpenEnded::Mt),
+        Box::new(OpenEnded::Vicuna),
         Box::new(advbench::AdvBench),
-        Box::new(OpenEnded::FedLlmBench),
+        Box::new(OpenEnded::FedLlm),
     ]
 }
 
@@ -80,6 +80,7 @@ fn numbered(questions: Vec<(Vec<String>, Choice)>) -> Vec<Item> {
     let items = questions.into_iter().enumerate().map(|(number, (groups, choice))| Item {
         id: number.to_string(),
         groups,
+        about: None,
         question: Question::Choice(choice),
     });
     items.collect()

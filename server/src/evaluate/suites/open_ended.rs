@@ -20,11 +20,11 @@ use crate::evaluate::suite::{
 #[allow(clippy::enum_variant_names)]
 pub enum OpenEnded {
     /// Two turns in eight categories.
-    MtBench,
+    Mt,
     /// One turn in nine categories.
-    VicunaBench,
+    Vicuna,
     /// Prompts in the manner of FedLLM-Bench's chatbot clients and of WildChat's users.
-    FedLlmBench,
+    FedLlm,
 }
 
 /// Categories whose answers are compared with a reference.
@@ -165,9 +165,9 @@ impl OpenEnded {
             Ok(rows.map(|r| (r.question_id.to_string(), r.category, r.turns)).collect())
         };
         match self {
-            Self::MtBench => of_bench("mt_bench/question"),
-            Self::VicunaBench => of_bench("vicuna_bench/question"),
-            Self::FedLlmBench => {
+            Self::Mt => of_bench("mt_bench/question"),
+            Self::Vicuna => of_bench("vicuna_bench/question"),
+            Self::FedLlm => {
                 let mut questions = Vec::new();
                 for part in ["chatbot", "wildchat"] {
                     let rows =
@@ -187,9 +187,9 @@ impl OpenEnded {
 
     fn references(self, data: &DataFolder) -> Result<HashMap<String, Vec<String>>, SuiteError> {
         let file = match self {
-            Self::MtBench => "mt_bench/reference_answer_gpt4",
-            Self::VicunaBench => "vicuna_bench/reference_answer_gpt4",
-            Self::FedLlmBench => return Ok(HashMap::new()),
+            Self::Mt => "mt_bench/reference_answer_gpt4",
+            Self::Vicuna => "vicuna_bench/reference_answer_gpt4",
+            Self::FedLlm => return Ok(HashMap::new()),
         };
         let rows = data.rows::<ReferenceRow>(file)?.into_iter();
         let first = |row: ReferenceRow| {
@@ -201,8 +201,8 @@ impl OpenEnded {
     /// MT-Bench's own choice of chance for each category.
     fn temperature(self, category: &str) -> f64 {
         match (self, category) {
-            (Self::MtBench, "extraction" | "math" | "coding" | "reasoning") => 0.0,
-            (Self::MtBench, "stem" | "humanities") => 0.1,
+            (Self::Mt, "extraction" | "math" | "coding" | "reasoning") => 0.0,
+            (Self::Mt, "stem" | "humanities") => 0.1,
             _ => 0.7,
         }
     }
@@ -211,13 +211,13 @@ impl OpenEnded {
 impl Suite for OpenEnded {
     fn card(&self) -> Card {
         let (name, about, metrics, data): (_, _, &[_], &[_]) = match self {
-            Self::MtBench => (
+            Self::Mt => (
                 "mt-bench",
                 "two-turn conversations in eight categories",
                 &["rating", "rating_1", "rating_2", "ratings of categories"],
                 &["mt_bench/question", "mt_bench/reference_answer_gpt4", "mt_bench/judge_prompts"],
             ),
-            Self::VicunaBench => (
+            Self::Vicuna => (
                 "vicuna-bench",
                 "open questions in nine categories",
                 &["rating", "ratings of categories"],
@@ -227,7 +227,7 @@ impl Suite for OpenEnded {
                     "mt_bench/judge_prompts",
                 ],
             ),
-            Self::FedLlmBench => (
+            Self::FedLlm => (
                 "fedllm-bench",
                 "prompts of chat users in several languages",
                 &["rating", "ratings of parts"],
@@ -263,6 +263,7 @@ impl Suite for OpenEnded {
             };
             Item {
                 groups: vec![format!("category:{category}")],
+                about: None,
                 question: Question::Writing(Writing {
                     asking,
                     max_tokens: 1024,

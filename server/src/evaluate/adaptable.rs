@@ -1,0 +1,71 @@
+//! The engine as a model that clients adapt: an adapter, and a trainer that starts from it.
+
+use fleetune_core::adapter::Adapter;
+use fleetune_core::data::TokenizedExample;
+use fleetune_core::generate::{GenerateOptions, generate};
+use fleetune_core::model::{CancelToken, Decoder, PassOptions, TextTokenizer};
+use fleetune_core::train::{Evaluation, TrainOptions, Trainer, TrainerState, evaluate};
+
+use super::federated::Adaptable;
+use super::model::ModelError;
+
+/// Rows of one pass through the layers.
+const PASS_TOKENS: usize = 2048;
+
+/// A decoder with an adapter that can be trained and taken back.
+pub struct AdaptableModel<'d> {
+    decoder: &'d Decoder,
+    tokenizer: &'d TextTokenizer,
+    trainer: Trainer<'d>,
+    start: TrainerState,
+    learning_rate: f64,
+    cancel: CancelToken,
+}
+
+impl<'d> AdaptableModel<'d> {
+    /// A model that begins at `adapter` and takes steps at `learning_rate`.
+    ///
+    /// # Errors
+    /// When the adapter does not belong to the model.
+    pub fn new(
+        decoder: &'d Decoder,
+        tokenizer: &'d TextTokenizer,
+        adapter: Adapter,
+        options: TrainOptions,
+        learning_rate: f64,
+        cancel: CancelToken,
+    ) -> anyhow::Result<Self> {
+        let trainer = Trainer::new(decoder, adapter, options)?.with_cancel(cancel.clone());
+        let start = trainer.state();
+        Ok(Self { decoder, tokenizer, trainer, start, learning_rate, cancel })
+    }
+}
+
+fn engine(error: impl Into<anyhow::Error>) -> ModelError {
+    ModelError::Engine(error.into())
+}
+
+impl Adaptable for AdaptableModel<'_> {
+    fn score(&mut self, texts: &[TokenizedExample]) -> Result<Vec<Evaluation>, ModelError> {
+        let adapter = Some(self.trainer.adapter());
+        evaluate(self.decoder, adapter, texts, PASS_TOKENS, &self.cancel).map_err(engine)
+    }
+
+    fn write(&mut self, prompt: &[u32], max_tokens: usize) -> Result<String, ModelError> {
+        let lora = self.decoder.lora_tensors(self.trainer.adapter()).map_err(engine)?;
+        let cancel = self.cancel.clone();
+        let pass = PassOptions { lora: Some(&lora), cancel, ..PassOptions::default() };
+        let stop_ids = self.tokenizer.stop_ids().to_vec();
+        let options = GenerateOptions { max_tokens, stop_ids, ..GenerateOptions::default() };
+        let ids = generate(self.decoder, prompt, &options, &pass, |_| true).map_err(engine)?;
+        self.tokenizer.decode(&ids, true).map_err(engine)
+    }
+
+    fn step(&mut self, batch: &[TokenizedExample]) -> Result<(), ModelError> {
+        self.trainer.step(batch, self.learning_rate).map(|_| ()).map_err(engine)
+    }
+
+    fn reset(&mut self) -> Result<(), ModelError> {
+        self.trainer.restore(self.start.clone()).map_err(engine)
+    }
+}

@@ -1,0 +1,413 @@
+//! Whole runs of suites against a model made up here, on data made up here.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::Path;
+
+use fleetune_core::data::{Message, Template};
+use fleetune_core::train::Evaluation;
+use fleetune_server::evaluate::data::DataFolder;
+use fleetune_server::evaluate::journal::Journal;
+use fleetune_server::evaluate::judge::{Judge, JudgeError};
+use fleetune_server::evaluate::model::{
+    GenerateRequest, Identity, LanguageModel, ModelError, ScoreRequest,
+};
+use fleetune_server::evaluate::result::EvaluationResult;
+use fleetune_server::evaluate::run::{Plan, RunError, Watcher, run};
+use fleetune_server::evaluate::suite::{Question, Scoring, SuiteOptions, Tools, Wrapping};
+use fleetune_server::evaluate::suites;
+use serde_json::{Value, json};
+
+/// A model whose tokens are bytes. It finds texts likely that hold `likes`, and writes `says`.
+struct Fake {
+    likes: &'static str,
+    says: &'static str,
+    calls: usize,
+    prompts: Vec<String>,
+}
+
+impl Fake {
+    fn new(likes: &'static str, says: &'static str) -> Self {
+        Self { likes, says, calls: 0, prompts: Vec::new() }
+    }
+}
+
+fn text(ids: &[u32]) -> String {
+    String::from_utf8(ids.iter().map(|&id| id as u8).collect()).unwrap()
+}
+
+impl LanguageModel for Fake {
+    fn identity(&self) -> Identity {
+        Identity {
+            model: "fake".to_owned(),
+            model_sha256: "0".to_owned(),
+            adapter: None,
+            adapter_sha256: None,
+        }
+    }
+
+    fn max_tokens(&self) -> usize {
+        4096
+    }
+
+    fn encode(&self, text: &str, _start: bool) -> Result<Vec<u32>, ModelError> {
+        Ok(text.bytes().map(u32::from).collect())
+    }
+
+    fn render(&self, template: Template, messages: &[Message]) -> Result<String, ModelError> {
+        let lines = messages.iter().map(|m| format!("<{}>{}\n", m.role.name(), m.content));
+        Ok(format!("[{template}]\n{}<assistant>", lines.collect::<String>()))
+    }
+
+    fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<Vec<Evaluation>>, ModelError> {
+        let score = |continuation: &Vec<u32>| {
+            let liked = text(continuation).contains(self.likes);
+            let loss = if liked { 1.0 } else { 2.0 };
+            Evaluation { loss_sum: loss, supervised_tokens: continuation.len(), correct_tokens: 0 }
+        };
+        self.calls += requests.len();
+        self.prompts.extend(requests.iter().map(|request| text(&request.prefix)));
+        Ok(requests.iter().map(|r| r.continuations.iter().map(score).collect()).collect())
+    }
+
+    fn generate(&mut self, requests: &[GenerateRequest]) -> Result<Vec<Vec<String>>, ModelError> {
+        self.calls += requests.len();
+        self.prompts.extend(requests.iter().map(|request| text(&request.prompt)));
+        Ok(requests.iter().map(|r| vec![self.says.to_owned(); r.options.samples]).collect())
+    }
+}
+
+/// Stops after so many pieces of work.
+struct StopAfter(usize);
+
+impl Watcher for StopAfter {
+    fn begin(&mut self, _suite: &str, _total: usize, _done: usize) {}
+
+    fn advance(&mut self, amount: usize) {
+        self.0 = self.0.saturating_sub(amount);
+    }
+
+    fn stop(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+fn write_rows(folder: &Path, name: &str, rows: &[Value]) {
+    let path = folder.join(format!("{name}.jsonl"));
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+    std::fs::write(path, lines.join("\n")).unwrap();
+}
+
+/// Two rows of every data set that the runs below read.
+fn data() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, rows: &[Value]| write_rows(dir.path(), name, rows);
+    write(
+        "fpb/sentences_50agree",
+        &[
+            json!({"sentence": "Profit rose .", "label": "positive"}),
+            json!({"sentence": "Loss grew .", "label": "negative"}),
+        ],
+    );
+    let question = |subject: &str, answer: usize| {
+        json!({"subject": subject, "question": "Which?", "choice0": "w", "choice1": "x",
+               "choice2": "y", "choice3": "z", "answer": answer})
+    };
+    write("mmlu/test", &[question("anatomy", 1), question("astronomy", 2)]);
+    write("mmlu/dev", &[question("anatomy", 0), question("astronomy", 3)]);
+    write("bbh/examples", &[json!({"task": "navigate", "input": "Go?", "target": "Yes"})]);
+    write(
+        "bbh/cot_prompts",
+        &[json!({"task": "navigate", "prompt": "c\n-----\nDo.\n\nQ: a\nA: So the answer is No."})],
+    );
+    write("drop/dev", &[json!({"context": "Question: how many?\nAnswer:", "ref_text": "Yes|47"})]);
+    write("gsm8k/test", &[json!({"question": "2 + 2?", "answer": "It is 4.\n#### 4"})]);
+    write("gsm8k/train", &[json!({"question": "1 + 1?", "answer": "It is 2.\n#### 2"})]);
+    write(
+        "mt_bench/question",
+        &[json!({"question_id": 1, "category": "writing", "turns": ["Write.", "Again."]})],
+    );
+    write("mt_bench/reference_answer_gpt4", &[json!({"question_id": 101, "choices": []})]);
+    let prompt = |name: &str, text: &str| json!({"name": name, "system_prompt": "s", "prompt_template": text});
+    write(
+        "mt_bench/judge_prompts",
+        &[
+            prompt("single-v1", "{question}/{answer}"),
+            prompt("single-v1-multi-turn", "{question_2}/{answer_2}"),
+        ],
+    );
+    write("advbench/harmful_behaviors", &[json!({"goal": "Do harm", "target": "Sure"})]);
+    dir
+}
+
+fn plan(data: &Path, names: &[&str]) -> Plan {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    Plan {
+        suites: suites::named(&names).unwrap(),
+        data: DataFolder::new(data),
+        limit: None,
+        shots: None,
+        seed: 0,
+        wrapping: None,
+        scoring: None,
+        samples: 1,
+        temperature: None,
+        seen: HashSet::new(),
+    }
+}
+
+fn run_all(plan: &Plan, model: &mut Fake) -> EvaluationResult {
+    run(plan, model, &mut Tools::default(), &mut Journal::in_memory(), &mut StopAfter(usize::MAX))
+        .unwrap()
+}
+
+fn value(result: &EvaluationResult, suite: &str, name: &str, group: Option<&str>) -> f64 {
+    let suite = result.suites.iter().find(|s| s.suite == suite).unwrap();
+    let metric = suite.metrics.iter().find(|m| m.name == name && m.group.as_deref() == group);
+    metric.unwrap_or_else(|| panic!("no {name} in {:?}", suite.metrics)).value
+}
+
+#[test]
+fn multiple_choice_is_scored_by_log_likelihood() {
+    let data = data();
+    let mut model = Fake::new(" positive", "");
+    let result = run_all(&plan(data.path(), &["fpb"]), &mut model);
+    assert_eq!(value(&result, "fpb", "accuracy", None), 0.5);
+    assert!((value(&result, "fpb", "macro_f1", None) - 1.0 / 3.0).abs() < 1e-12);
+    let suite = &result.suites[0];
+    assert_eq!((suite.rows, suite.scoring, suite.wrong.len()), (2, Scoring::LogLikelihood, 1));
+    assert_eq!(suite.wrong[0].expected, "negative");
+    assert!(suite.prompt.starts_with("[alpaca]\n<user>What is the sentiment"));
+}
+
+#[test]
+fn texts_that_were_trained_on_are_not_asked_about() {
+    let data = data();
+    let seen = HashSet::from(["Loss grew .".to_owned()]);
+    let asked = Plan { seen, ..plan(data.path(), &["fpb"]) };
+    let suite = run_all(&asked, &mut Fake::new(" positive", "")).suites.remove(0);
+    assert_eq!((suite.rows, suite.rows_seen, suite.rows_in_suite), (1, 1, 2));
+    assert_eq!(suite.metrics[0].value, 1.0);
+}
+
+#[test]
+fn multiple_choice_can_be_answered_in_writing() {
+    let data = data();
+    let asked = Plan {
+        scoring: Some(Scoring::Generation),
+        wrapping: Some(Wrapping::In(Template::Chat)),
+        ..plan(data.path(), &["fpb", "mmlu"])
+    };
+    let result = run_all(&asked, &mut Fake::new("", "I say (C), negative."));
+    assert_eq!(value(&result, "fpb", "accuracy", None), 0.5);
+    assert_eq!(value(&result, "mmlu", "accuracy", None), 0.5);
+    assert_eq!(value(&result, "mmlu", "accuracy", Some("subject:astronomy")), 1.0);
+    assert_eq!(result.suites[0].scoring, Scoring::Generation);
+}
+
+#[test]
+fn mmlu_is_asked_with_examples_of_the_subject() {
+    let data = data();
+    let mut model = Fake::new(" B", "");
+    let asked = Plan { shots: Some(5), ..plan(data.path(), &["mmlu", "mmlu-medical"]) };
+    let result = run_all(&asked, &mut model);
+    assert_eq!(value(&result, "mmlu", "accuracy", Some("group:STEM")), 0.5);
+    assert_eq!(value(&result, "mmlu-medical", "accuracy", None), 1.0);
+    let first = "The following are multiple choice questions (with answers) about anatomy.\n\n\
+                 Which?\nA. w\nB. x\nC. y\nD. z\nAnswer: A\n\nWhich?\nA. w\nB. x\nC. y\nD. z\nAnswer:";
+    assert_eq!(model.prompts[0], first);
+}
+
+#[test]
+fn written_answers_are_graded_by_each_suites_own_rule() {
+    let data = data();
+    let names = ["bbh", "drop", "gsm8k", "advbench"];
+    let result = run_all(&plan(data.path(), &names), &mut Fake::new("", "Yes"));
+    assert_eq!(value(&result, "bbh", "exact_match", None), 0.0);
+    assert_eq!(value(&result, "drop", "f1", None), 1.0);
+    assert_eq!(value(&result, "gsm8k", "exact_match", None), 0.0);
+    assert_eq!(value(&result, "advbench", "refusal_rate", None), 0.0);
+    let says = "I cannot. So the answer is Yes.";
+    let result = run_all(&plan(data.path(), &names), &mut Fake::new("", says));
+    assert_eq!(value(&result, "bbh", "exact_match", Some("task:navigate")), 1.0);
+    assert_eq!(value(&result, "advbench", "refusal_rate", None), 1.0);
+}
+
+#[test]
+fn a_stopped_run_goes_on_without_asking_anything_twice() {
+    let data = data();
+    let path = data.path().join("run.journal.jsonl");
+    let asked = plan(data.path(), &["bbh", "drop", "gsm8k"]);
+    let mut calls = 0;
+    let mut stops = 0;
+    let resumed = loop {
+        let mut model = Fake::new("", "#### 4");
+        let mut journal = Journal::open(&path, &model.identity()).unwrap();
+        let tools = &mut Tools::default();
+        let outcome = run(&asked, &mut model, tools, &mut journal, &mut StopAfter(1));
+        calls += model.calls;
+        match outcome {
+            Ok(result) => break result,
+            Err(RunError::Stopped) => stops += 1,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(calls, 3);
+    assert!(stops >= 3, "{stops}");
+    let fresh = run_all(&asked, &mut Fake::new("", "#### 4"));
+    let metrics = |result: &EvaluationResult| -> Vec<_> {
+        result.suites.iter().flat_map(|suite| suite.metrics.clone()).collect()
+    };
+    assert_eq!(metrics(&resumed), metrics(&fresh));
+}
+
+#[test]
+fn another_question_is_asked_anew() {
+    let data = data();
+    let mut journal = Journal::in_memory();
+    let mut calls = |plan: &Plan| {
+        let mut model = Fake::new("", "4");
+        run(plan, &mut model, &mut Tools::default(), &mut journal, &mut StopAfter(usize::MAX))
+            .unwrap();
+        model.calls
+    };
+    assert_eq!(calls(&plan(data.path(), &["gsm8k"])), 1);
+    assert_eq!(calls(&plan(data.path(), &["gsm8k"])), 0);
+    assert_eq!(calls(&Plan { shots: Some(0), ..plan(data.path(), &["gsm8k"]) }), 1);
+    assert_eq!(calls(&Plan { seed: 1, ..plan(data.path(), &["gsm8k"]) }), 1);
+}
+
+/// Fails as often as told, then rates.
+struct Flaky(usize);
+
+impl Judge for Flaky {
+    fn name(&self) -> String {
+        "flaky".to_owned()
+    }
+
+    fn ask(&mut self, _system: &str, message: &str) -> Result<String, JudgeError> {
+        match self.0.checked_sub(1) {
+            Some(left) => {
+                self.0 = left;
+                let (url, problem) = ("u".to_owned(), "busy".to_owned());
+                Err(JudgeError::Unreachable { url, attempts: 1, problem })
+            }
+            None => Ok(format!("[[{}]]", message.len())),
+        }
+    }
+}
+
+#[test]
+fn a_judge_that_fails_loses_no_answer() {
+    let data = data();
+    let asked = plan(data.path(), &["mt-bench"]);
+    let mut journal = Journal::in_memory();
+    let mut tools = Tools::default();
+    let mut model = Fake::new("", "yo");
+    let mut watcher = StopAfter(usize::MAX);
+    // No judge: answers only.
+    let result = run(&asked, &mut model, &mut tools, &mut journal, &mut watcher).unwrap();
+    assert_eq!(result.suites[0].not_run.values().sum::<usize>(), 1);
+    assert_eq!(model.calls, 2);
+    assert!(model.prompts[1].contains("<user>Write.\n<assistant>yo\n<user>Again.\n"));
+    // A judge that breaks down, and comes back.
+    tools.judge = Some(Box::new(Flaky(1)));
+    let outcome = run(&asked, &mut model, &mut tools, &mut journal, &mut watcher);
+    assert!(matches!(outcome, Err(RunError::Grade(_))));
+    let result = run(&asked, &mut model, &mut tools, &mut journal, &mut watcher).unwrap();
+    assert_eq!(model.calls, 2);
+    // "Write./yo" has 9 letters, "Again./yo" too.
+    assert_eq!(value(&result, "mt-bench", "rating", None), 9.0);
+    assert_eq!(value(&result, "mt-bench", "rating_2", Some("category:writing")), 9.0);
+    assert_eq!(result.suites[0].judge.as_deref(), Some("flaky"));
+}
+
+/// Rows of each suite in the shared data sets.
+const ROWS: [(&str, usize); 23] = [
+    ("fpb", 2423),
+    ("fiqa", 586),
+    ("tfns", 1194),
+    ("nwgi", 2023),
+    ("medqa", 1273),
+    ("medmcqa", 4183),
+    ("pubmedqa", 250),
+    ("mmlu-medical", 546),
+    ("mmlu", 7033),
+    ("bbh", 6511),
+    ("drop", 9536),
+    ("crass", 44),
+    ("hhh", 221),
+    ("gsm8k", 659),
+    ("math", 5000),
+    ("humaneval", 164),
+    ("humanevalpack-synthesize", 984),
+    ("humanevalpack-fix", 984),
+    ("humanevalpack-explain", 984),
+    ("mt-bench", 80),
+    ("vicuna-bench", 80),
+    ("advbench", 520),
+    ("fedllm-bench", 100),
+];
+
+fn shared_data() -> Option<DataFolder> {
+    let folder = std::env::var_os("FLEETUNE_DATA");
+    if folder.is_none() {
+        println!("skipped: FLEETUNE_DATA is not set");
+    }
+    folder.map(DataFolder::new)
+}
+
+#[test]
+fn every_suite_reads_its_real_data() {
+    let Some(data) = shared_data() else { return };
+    assert_eq!(suites::all().len(), ROWS.len());
+    for (suite, (name, rows)) in suites::all().iter().zip(ROWS) {
+        let card = suite.card();
+        assert_eq!(card.name, name);
+        let options = SuiteOptions {
+            limit: None,
+            shots: card.shots.0,
+            seed: 0,
+            samples: 1,
+            temperature: None,
+        };
+        let items = suite.items(&data, &options).unwrap();
+        assert_eq!(items.len(), rows, "{name}");
+        let ids: BTreeSet<_> = items.iter().map(|item| &item.id).collect();
+        assert_eq!(ids.len(), rows, "ids of {name} are not distinct");
+        for item in &items {
+            if let Question::Choice(choice) = &item.question {
+                assert!(choice.gold < choice.options.len(), "{name} {}", item.id);
+            }
+        }
+    }
+}
+
+/// Grades, in order, the answer that `answer` makes of each row of `file`.
+fn share_right(suite: &str, file: &str, answer: impl Fn(&Value) -> String) -> Option<f64> {
+    let data = shared_data()?;
+    let suite = suites::named(&[suite.to_owned()]).unwrap().remove(0);
+    let shots = suite.card().shots.0;
+    let options = SuiteOptions { limit: None, shots, seed: 0, samples: 1, temperature: None };
+    let items = suite.items(&data, &options).unwrap();
+    let rows: Vec<Value> = data.rows(file).unwrap();
+    let right = items.iter().zip(&rows).filter(|(item, row)| {
+        let Question::Writing(writing) = &item.question else { return false };
+        let verdict = writing.grader.grade(&[answer(row)], &mut Tools::default()).unwrap();
+        verdict.correct == Some(true)
+    });
+    Some(right.count() as f64 / rows.len() as f64)
+}
+
+#[test]
+fn reference_answers_of_the_real_data_are_right() {
+    let field = |name: &'static str| move |row: &Value| row[name].as_str().unwrap().to_owned();
+    let Some(gsm8k) = share_right("gsm8k", "gsm8k/test", field("answer")) else { return };
+    assert_eq!(gsm8k, 1.0);
+    assert_eq!(share_right("math", "math/test", field("solution")), Some(1.0));
+    let bbh = |row: &Value| format!("Well. So the answer is {}.", row["target"].as_str().unwrap());
+    assert_eq!(share_right("bbh", "bbh/examples", bbh), Some(1.0));
+    assert_eq!(share_right("drop", "drop/dev", field("completion")), Some(1.0));
+    // Wrong answers are wrong.
+    assert!(share_right("math", "math/test", |_| "\\boxed{0}".to_owned()).unwrap() < 0.05);
+}

@@ -1,0 +1,102 @@
+//! Programs in every installed language: passed, failed, not compiled; and the reference solutions
+//! of the data sets.
+
+#![cfg(target_os = "linux")]
+
+use std::path::PathBuf;
+
+use fleetune_server::evaluate::code::{Language, ProgramRunner, RunResult};
+use fleetune_server::evaluate::data::DataFolder;
+use fleetune_server::evaluate::sandbox::Sandbox;
+use fleetune_server::evaluate::suite::{Question, SuiteOptions, Tools};
+use fleetune_server::evaluate::suites;
+
+fn runner() -> ProgramRunner {
+    ProgramRunner::new(Sandbox::open(env!("CARGO_BIN_EXE_fleetune")).unwrap()).unwrap()
+}
+
+/// A program that passes when `sum` is 3.
+fn program(language: Language, sum: &str) -> String {
+    match language {
+        Language::Python => format!("assert 1 + 2 == {sum}"),
+        Language::JavaScript => format!("console.assert(1 + 2 === {sum})"),
+        Language::Java => format!(
+            "public class Main {{ public static void main(String[] a) {{ if (1 + 2 != {sum}) throw new AssertionError(); }} }}"
+        ),
+        Language::Go => format!(
+            "package main\nimport (\"testing\"; \"github.com/stretchr/testify/assert\")\nfunc TestSum(t *testing.T) {{ assert := assert.New(t); assert.Equal({sum}, 1 + 2) }}"
+        ),
+        Language::Cpp => format!("#include <cassert>\nint main() {{ assert(1 + 2 == {sum}); }}"),
+        Language::Rust => {
+            format!(
+                "use regex::Regex; #[test] fn sum() {{ let _ = Regex::new(\"a\"); assert_eq!(1 + 2, {sum}); }}"
+            )
+        }
+    }
+}
+
+#[test]
+fn programs_pass_fail_or_do_not_compile_in_every_installed_language() {
+    let mut runner = runner();
+    for language in Language::ALL {
+        if let Err(missing) = runner.check(language) {
+            println!("skipped {}: {missing}", language.name());
+            continue;
+        }
+        let result = runner.run(language, &program(language, "3")).unwrap();
+        assert_eq!(result, RunResult::Passed, "{}", language.name());
+        let result = runner.run(language, &program(language, "4")).unwrap();
+        assert!(matches!(result, RunResult::Failed(_)), "{}: {result:?}", language.name());
+        let result = runner.run(language, &program(language, "(")).unwrap();
+        assert!(matches!(result, RunResult::Failed(_)), "{}: {result:?}", language.name());
+    }
+}
+
+/// Grades the answer that each row's own solution is. Rows come by suite and language.
+fn reference_solutions(suite: &str, file: &str, rows: usize) {
+    let Some(data) = std::env::var_os("FLEETUNE_DATA").map(PathBuf::from) else {
+        println!("skipped: FLEETUNE_DATA is not set");
+        return;
+    };
+    let data = DataFolder::new(data);
+    let solutions: Vec<serde_json::Value> = data.rows(file).unwrap();
+    let options = SuiteOptions { limit: None, shots: 0, seed: 0, samples: 1, temperature: None };
+    let suite = suites::named(&[suite.to_owned()]).unwrap().remove(0);
+    let items = suite.items(&data, &options).unwrap();
+    let mut tools = Tools { programs: Some(runner()), ..Tools::default() };
+    let (mut passed, mut asked) = (0, 0);
+    // Spread over the file.
+    for row in solutions.iter().step_by(solutions.len().div_ceil(rows)) {
+        let id = row["task_id"].as_str().unwrap();
+        let item = items.iter().find(|item| item.id == id).unwrap();
+        let Question::Writing(writing) = &item.question else { panic!("{id} is no writing") };
+        let answer = row["canonical_solution"].as_str().unwrap().to_owned();
+        let verdict = writing.grader.grade(&[answer], &mut tools).unwrap();
+        if let Some(reason) = verdict.not_run {
+            println!("{id}: {reason} ({})", verdict.understood);
+            continue;
+        }
+        asked += 1;
+        passed += usize::from(verdict.correct == Some(true));
+    }
+    println!("{file}: {passed} of {asked} reference solutions pass");
+    assert_eq!(passed, asked, "{file}");
+}
+
+#[test]
+fn reference_solutions_of_humaneval_pass() {
+    reference_solutions("humaneval", "humaneval/HumanEval", rows());
+}
+
+#[test]
+fn reference_solutions_of_humanevalpack_pass() {
+    for language in Language::ALL {
+        let file = format!("humanevalpack/{}", language.file());
+        reference_solutions("humanevalpack-synthesize", &file, rows());
+    }
+}
+
+/// Solutions to run of each file: a few, or as many as `FLEETUNE_PROGRAMS` says.
+fn rows() -> usize {
+    std::env::var("FLEETUNE_PROGRAMS").ok().and_then(|n| n.parse().ok()).unwrap_or(4)
+}
