@@ -14,6 +14,7 @@ use fleetune_server::simulate::config::RunConfig;
 use fleetune_server::simulate::environment::Environment;
 use fleetune_server::simulate::fleet::Fleet;
 use fleetune_server::simulate::observer::{Event, Observer};
+use fleetune_server::simulate::references::References;
 use fleetune_server::simulate::run::{Finished, RunFolder, run};
 use fleetune_server::simulate::stand_in::write_model;
 
@@ -42,8 +43,8 @@ impl StandIn {
             model_bytes: 1 << 20,
             lora: &config.lora().unwrap(),
             extra_adapters: 2,
-            longest: config.seq_len,
-            batch: config.seq_len * config.batch_size,
+            longest: 2 * config.seq_len,
+            batch: 2 * config.seq_len * config.batch_size,
         };
         plan(&workload, None).unwrap()
     }
@@ -67,8 +68,13 @@ impl StandIn {
         observer: &mut dyn Observer,
     ) -> Result<Finished, SimulateError> {
         let tokenizer = self.model.tokenizer().unwrap();
-        let encoder = Encoder::new(config.template, tokenizer, config.seq_len).unwrap();
+        let encoder = Encoder::new(config.template(), tokenizer, config.seq_len).unwrap();
         let fleet = Fleet::new(dataset, config)?;
+        let references = References {
+            folder: out.join("reference"),
+            model_hash: self.model.content_hash().unwrap().to_owned(),
+            adapter: None,
+        };
         let environment = Environment {
             device: TrainingDevice {
                 decoder: &self.decoder,
@@ -78,7 +84,10 @@ impl StandIn {
             tokenizer,
             answer_tokens: config.answer_tokens,
             encoder: &encoder,
+            task: config.client_task(),
             fleet: &fleet,
+            initial_adapter: None,
+            references: &references,
             base_name: "stand-in",
             notice: None,
         };

@@ -7,14 +7,15 @@ use std::ops::ControlFlow;
 use candle_core::Device;
 use fleetune_core::adapter::{Adapter, ParameterSet};
 use fleetune_core::client::{
-    ClientError, Download, RoundOutcome, RoundPlan, TrainingDevice, train_round,
+    ClientError, Download, RoundOutcome, RoundPlan, Task, TrainingDevice, train_round,
 };
-use fleetune_core::data::TokenizedExample;
+use fleetune_core::data::{TokenizedExample, TokenizedPair};
 use fleetune_core::kernels::Precision;
 use fleetune_core::memory::{Workload, plan as plan_memory};
 use fleetune_core::model::{CancelToken, Decoder, LoadedModel};
+use fleetune_core::train::{AnswerLearner, PreferenceLearner, PreferenceLoss, Reference};
 use fleetune_tests::golden::{
-    LabelledText, assert_close, assert_near, batches, fixture, json, parameters,
+    LabelledPair, LabelledText, assert_close, assert_near, batches, fixture, json, parameters,
 };
 use serde_json::Value;
 
@@ -49,6 +50,7 @@ impl Client {
     fn plan(&self, prox_mu: Option<f64>) -> RoundPlan {
         RoundPlan {
             round: 1,
+            task: Task::Sft,
             lora: self.adapter.config.clone(),
             steps: 5,
             batch_size: 3,
@@ -73,7 +75,7 @@ impl Client {
         watch: impl FnMut(&fleetune_core::train::StepReport) -> ControlFlow<()>,
     ) -> Result<RoundOutcome, ClientError> {
         let rows = rows.into_iter().map(Ok::<_, Infallible>);
-        train_round(&self.device(), plan, download, own_control, rows, watch)
+        train_round(&self.device(), plan, download, own_control, &mut AnswerLearner, rows, watch)
     }
 }
 
@@ -137,6 +139,47 @@ fn a_scaffold_round_leads_to_openfedllms_adapter_and_keeps_what_it_sends() {
 }
 
 #[test]
+fn a_round_of_preferences_leads_to_trls_adapter_and_computes_the_reference_once() {
+    let client = Client::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("reference");
+    let (loss, beta) = (PreferenceLoss::Sigmoid, 0.1);
+    let pairs: Vec<TokenizedPair> =
+        batches::<LabelledPair, _>(&fixture("dpo/batches.json")).into_iter().flatten().collect();
+    let plan = RoundPlan { task: Task::Dpo { loss, beta }, ..client.plan(None) };
+    let mut sizes = Vec::new();
+    for _ in 0..2 {
+        let reference = Reference::new("tiny_llama", None).kept_in(&file).unwrap();
+        let mut learner = PreferenceLearner { loss, beta, reference };
+        let rows = pairs.iter().cloned().map(Ok::<_, Infallible>);
+        let (device, download) = (client.device(), client.download(None));
+        let outcome = train_round(&device, &plan, &download, None, &mut learner, rows, |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        let expected = parameters(&fixture("dpo/adamw_wd0_final.safetensors"), "");
+        assert_close(&outcome.adapter, &expected, 1e-3);
+
+        let runs: Value = json(&fixture("dpo/runs.json"));
+        let steps = runs["adamw_wd0"]["steps"].as_array().unwrap();
+        let mean = |key: &str| {
+            steps.iter().map(|step| step[key].as_f64().unwrap()).sum::<f64>() / steps.len() as f64
+        };
+        let report = outcome.report;
+        assert_eq!((report.steps, report.rows), (steps.len(), pairs.len() as u64));
+        assert_near("mean loss", report.loss, mean("loss"), 1e-4);
+        let judged = report.preference.unwrap();
+        assert_near("mean accuracy", judged.reward_accuracy, mean("accuracy"), 1e-9);
+        sizes.push(std::fs::metadata(&file).unwrap().len());
+    }
+    let mut distinct: Vec<_> = pairs.iter().map(|pair| format!("{pair:?}")).collect();
+    distinct.sort();
+    distinct.dedup();
+    // The second round finds every pair: a header, then 48 bytes each.
+    assert_eq!(sizes, [8 + 48 * distinct.len() as u64; 2]);
+}
+
+#[test]
 fn rows_that_run_out_end_the_round_early() {
     let client = Client::new();
     let download = client.download(None);
@@ -165,9 +208,9 @@ fn a_round_stops_where_its_watcher_or_its_device_says() {
     let device = client.device();
     device.cancel.cancel();
     let rows = rows().into_iter().map(Ok::<_, Infallible>);
-    let stopped = train_round(&device, &client.plan(None), &download, None, rows, |_| {
-        ControlFlow::Continue(())
-    });
+    let (plan, learner) = (client.plan(None), &mut AnswerLearner);
+    let stopped =
+        train_round(&device, &plan, &download, None, learner, rows, |_| ControlFlow::Continue(()));
     assert!(matches!(stopped, Err(ClientError::Stopped)));
 }
 

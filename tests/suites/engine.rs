@@ -7,8 +7,8 @@ use fleetune_core::data::{TokenizedExample, TokenizedPair};
 use fleetune_core::kernels::Precision;
 use fleetune_core::model::{Cache, CancelToken, Decoder, LoadedModel, PackedBatch, PassOptions};
 use fleetune_core::train::{
-    AdamWOptions, LocalObjective, PreferenceLoss, TrainOptions, Trainer, evaluate,
-    reference_log_probs, update_control_variate,
+    AdamWOptions, LocalObjective, PairLogProbs, PreferenceLoss, TrainOptions, Trainer, evaluate,
+    evaluate_pairs, update_control_variate,
 };
 use fleetune_tests::golden::{
     LabelledPair, LabelledText, assert_close, assert_near, batches, fixture, json, parameters,
@@ -201,9 +201,11 @@ fn preference_training_equals_that_of_trl() {
         let expected = &runs["adamw_wd0"]["steps"][step];
         let numbers =
             |key: &str| -> Vec<f64> { serde_json::from_value(expected[key].clone()).unwrap() };
-        let reference = reference_log_probs(&decoder, None, pairs, 64, &cancel).unwrap();
-        let policy =
-            reference_log_probs(&decoder, Some(trainer.adapter()), pairs, 64, &cancel).unwrap();
+        let log_probs = |adapter| -> Vec<PairLogProbs> {
+            let scores = evaluate_pairs(&decoder, adapter, pairs, 64, &cancel).unwrap();
+            scores.into_iter().map(|scores| scores.log_probs).collect()
+        };
+        let (reference, policy) = (log_probs(None), log_probs(Some(trainer.adapter())));
         for i in 0..pairs.len() {
             for (name, ours) in [
                 ("reference_chosen_logps", reference[i].chosen),

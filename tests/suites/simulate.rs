@@ -11,7 +11,7 @@ use fleetune_core::data::{DataSource, Dataset};
 use fleetune_server::aggregate::{Algorithm, ServerState, Variant};
 use fleetune_server::report::history::History;
 use fleetune_server::simulate::SimulateError;
-use fleetune_server::simulate::config::RunConfig;
+use fleetune_server::simulate::config::{RunConfig, Task};
 use fleetune_server::simulate::fleet::Fleet;
 use fleetune_server::simulate::journal::{Record, read};
 use fleetune_server::simulate::observer::Event;
@@ -193,6 +193,10 @@ fn openfedllms_sampling_takes_its_clients() {
 
 /// Stops a run at every `step`th of its events in turn, resumes it, and compares every computed byte.
 fn check_resuming(config: &RunConfig, step: usize) {
+    check_resuming_on(|| Dataset::demo().unwrap(), config, step);
+}
+
+fn check_resuming_on(data: impl Fn() -> Dataset, config: &RunConfig, step: usize) {
     let model = StandIn::load();
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
@@ -201,14 +205,14 @@ fn check_resuming(config: &RunConfig, step: usize) {
         events += 1;
         ControlFlow::Continue(())
     };
-    model.simulate(config, &whole, &mut count).unwrap();
+    model.simulate_on(data(), config, &whole, &mut count).unwrap();
     assert!(events > 20);
     let expected = (computed_files(&whole), timeless(&whole));
     for at in (0..events).step_by(step) {
         let out = folder.path().join(format!("stopped-{at}"));
-        let stopped = model.simulate(config, &out, &mut stop_at(at));
+        let stopped = model.simulate_on(data(), config, &out, &mut stop_at(at));
         assert!(matches!(stopped, Err(SimulateError::Stopped)), "event {at}");
-        model.simulate(config, &out, &mut watch()).unwrap();
+        model.simulate_on(data(), config, &out, &mut watch()).unwrap();
         assert!(expected.0 == computed_files(&out), "other bytes after a stop at event {at}");
         assert_eq!(expected.1, timeless(&out), "other metrics after a stop at event {at}");
     }
@@ -347,6 +351,69 @@ fn by_source_gives_each_client_one_skill_and_evaluation_tells_them_apart() {
     skills.dedup();
     assert_eq!(skills.len(), 8);
     assert_eq!(fleet.groups().len(), 8);
+}
+
+/// Pairs of a short and a long answer, the short one preferred.
+fn preferences(folder: &Path) -> Dataset {
+    let file = folder.join("pairs.jsonl");
+    let row = |i: usize| {
+        let long = "indeed ".repeat(3 + i % 3);
+        format!(r#"{{"prompt":"Is {i} a number?","chosen":"Yes.","rejected":"It is {long}"}}"#)
+    };
+    let rows: Vec<_> = (0..60).map(row).collect();
+    fs::write(&file, rows.join("\n")).unwrap();
+    let source = DataSource { files: vec![file], ..DataSource::default() };
+    Dataset::open("preference", &source, None).unwrap()
+}
+
+#[test]
+fn every_algorithm_learns_preferences_and_the_reference_is_computed_once() {
+    let model = StandIn::load();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let config = RunConfig {
+        task: Task::Dpo,
+        compare: all_algorithms().collect(),
+        seq_len: 128,
+        ..small_config()
+    };
+    let finished =
+        model.simulate_on(preferences(folder.path()), &config, &out, &mut watch()).unwrap();
+    let rows = &finished.comparison.rows;
+    assert_eq!(rows.len(), 9);
+    let base = rows[0].score.preference.unwrap();
+    assert_eq!((base.judged.reward_accuracy, base.judged.reward_margin), (0.5, 0.0));
+    for row in &rows[1..] {
+        let judged = row.score.preference.unwrap().judged;
+        assert!(judged.reward_margin > 0.0, "{}: {judged:?}", row.name);
+        assert!(row.score.loss < rows[0].score.loss, "{}", row.name);
+    }
+    assert!(fs::read_to_string(&finished.report).unwrap().contains("reward accuracy"));
+
+    // Eight runs over the same rows: no client knows more pairs than it holds.
+    let fleet = Fleet::new(preferences(folder.path()), &config).unwrap();
+    for client in 0..config.clients {
+        let path = out.join(format!("reference/client-{client:05}.bin"));
+        let pairs = (fs::metadata(path).unwrap().len() - 8) / 48;
+        assert!((1..=fleet.rows_of(client) as u64).contains(&pairs), "{pairs}");
+    }
+}
+
+#[test]
+fn a_run_of_preferences_resumes_bit_by_bit() {
+    let data = tempfile::tempdir().unwrap();
+    let config = RunConfig { task: Task::Dpo, seq_len: 128, ..small_config() };
+    check_resuming_on(|| preferences(data.path()), &config, 5);
+}
+
+#[test]
+fn a_task_and_a_data_set_that_do_not_fit_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = Fleet::new(preferences(folder.path()), &small_config()).unwrap_err().to_string();
+    assert!(told.contains("preferences: use --task dpo"), "{told}");
+    let config = RunConfig { task: Task::Dpo, ..small_config() };
+    let told = Fleet::new(Dataset::demo().unwrap(), &config).unwrap_err().to_string();
+    assert!(told.contains("no preferences: use --task sft"), "{told}");
 }
 
 /// Fifty thousand clients with two rows each: a round touches only those that are sampled.

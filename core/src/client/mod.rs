@@ -9,5 +9,5 @@ mod round;
 
 pub use messages::{Download, MessageError, Upload};
 pub use round::{
-    ClientError, RoundOutcome, RoundPlan, TrainingDevice, TrainingReport, train_round,
+    ClientError, RoundOutcome, RoundPlan, Task, TrainingDevice, TrainingReport, train_round,
 };

@@ -6,12 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::messages::{Download, MessageError, Upload};
 use crate::adapter::{Adapter, LoraConfig, ParameterSet};
-use crate::data::TokenizedExample;
 use crate::memory::MemoryPlan;
 use crate::model::{CancelToken, Decoder, EngineError};
 use crate::train::{
-    AdamWOptions, LocalObjective, StepReport, TrainError, TrainOptions, Trainer,
-    update_control_variate,
+    AdamWOptions, Learner, LocalObjective, PreferenceLoss, PreferenceReport, StepReport,
+    TrainError, TrainOptions, Trainer, update_control_variate,
 };
 
 /// What a client computes with.
@@ -25,11 +24,28 @@ pub struct TrainingDevice<'a> {
     pub cancel: CancelToken,
 }
 
+/// What clients learn from their rows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "task", rename_all = "lowercase")]
+pub enum Task {
+    /// Answers to instructions ([`crate::train::AnswerLearner`]).
+    Sft,
+    /// Which of two answers is better ([`crate::train::PreferenceLearner`]).
+    Dpo {
+        /// The loss.
+        loss: PreferenceLoss,
+        /// Strength β.
+        beta: f64,
+    },
+}
+
 /// What the server asks of a client in one round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RoundPlan {
     /// The round, from 1.
     pub round: u32,
+    /// What is learnt.
+    pub task: Task,
     /// The adapter's shape.
     pub lora: LoraConfig,
     /// Optimiser steps; fewer where rows run out.
@@ -53,11 +69,14 @@ pub struct RoundPlan {
 pub struct TrainingReport {
     /// Optimiser steps taken.
     pub steps: usize,
+    /// Rows that they took.
+    pub rows: u64,
     /// Tokens processed.
     pub tokens: u64,
     /// Tokens the loss counted.
     pub supervised_tokens: u64,
-    /// Mean loss per supervised token over all steps, nats; what an algorithm adds is left out.
+    /// Mean loss over all steps, nats, per supervised token (SFT) or pair (DPO); what an algorithm
+    /// adds is left out.
     pub loss: f64,
     /// Loss of the first step.
     pub first_loss: f64,
@@ -65,6 +84,15 @@ pub struct TrainingReport {
     pub last_loss: f64,
     /// L2 norm of the adapter's change.
     pub update_norm: f64,
+    /// How pairs were judged, mean over all steps, in preference training.
+    pub preference: Option<PreferenceReport>,
+}
+
+impl TrainingReport {
+    /// What the loss is a mean over: supervised tokens, or pairs of answers.
+    pub fn loss_terms(&self) -> u64 {
+        if self.preference.is_some() { self.rows } else { self.supervised_tokens }
+    }
 }
 
 /// A client's round, done.
@@ -102,6 +130,7 @@ pub enum ClientError {
 }
 
 /// Trains for one round on `rows`, taken in order until the plan's steps are done or rows run out.
+/// `learner` is the one of the plan's task.
 ///
 /// `own_control` is the control variate that the client kept, for SCAFFOLD; `None` stands for zero.
 /// `watch` sees each step and may end the round, which then leaves no trace.
@@ -112,12 +141,13 @@ pub enum ClientError {
 /// # Errors
 /// When the download does not fit the plan or the model, rows cannot be read or teach nothing,
 /// training diverges or fails, or `watch` or the device's `cancel` asks to stop.
-pub fn train_round<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+pub fn train_round<L: Learner, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     device: &TrainingDevice<'_>,
     plan: &RoundPlan,
     download: &Download,
     own_control: Option<ParameterSet>,
-    rows: impl IntoIterator<Item = Result<TokenizedExample, E>>,
+    learner: &mut L,
+    rows: impl IntoIterator<Item = Result<L::Sample, E>>,
     mut watch: impl FnMut(&StepReport) -> ControlFlow<()>,
 ) -> Result<RoundOutcome, ClientError> {
     // Only the layout of this adapter counts.
@@ -149,7 +179,7 @@ pub fn train_round<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
         if batch.is_empty() {
             break;
         }
-        let step = match trainer.step(&batch, plan.learning_rate) {
+        let step = match learner.step(&mut trainer, &batch, plan.learning_rate) {
             Err(TrainError::Engine(EngineError::Cancelled)) => return Err(ClientError::Stopped),
             step => step?,
         };
@@ -159,9 +189,13 @@ pub fn train_round<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
         }
         report.last_loss = loss;
         report.steps += 1;
+        report.rows += step.rows as u64;
         report.tokens += step.tokens as u64;
         report.supervised_tokens += step.supervised_tokens as u64;
-        loss_sum += loss * step.supervised_tokens as f64;
+        loss_sum += loss * step.loss_terms() as f64;
+        if let Some(judged) = step.preference {
+            report.preference.get_or_insert_default().add(&judged, step.rows as f64);
+        }
         if watch(&step).is_break() {
             return Err(ClientError::Stopped);
         }
@@ -169,7 +203,8 @@ pub fn train_round<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     if report.steps == 0 {
         return Err(ClientError::NothingToLearn);
     }
-    report.loss = loss_sum / report.supervised_tokens as f64;
+    report.loss = loss_sum / report.loss_terms() as f64;
+    report.preference = report.preference.map(|sum| sum.scaled(1.0 / report.rows as f64));
 
     let local = trainer.into_adapter().parameters;
     let mut change = local.clone();

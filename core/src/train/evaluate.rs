@@ -72,24 +72,40 @@ pub fn evaluate(
     Ok(results)
 }
 
-/// Log-probabilities of both answers of each pair under the base model, or with a frozen adapter:
-/// the reference of preference training.
+/// A preference pair under a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PairEvaluation {
+    /// Log-probabilities of both answers.
+    pub log_probs: PairLogProbs,
+    /// Tokens of the preferred answer that were the model's first choice.
+    pub correct_tokens: usize,
+}
+
+/// Scores both answers of each pair under the base model, or with an adapter: one
+/// [`PairEvaluation`] per pair. The prompt is computed once for both.
 ///
 /// # Errors
 /// When a token is unknown, on cancellation, or when the device fails.
-pub fn reference_log_probs(
+pub fn evaluate_pairs(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
     pairs: &[TokenizedPair],
     max_pass_tokens: usize,
     cancel: &CancelToken,
-) -> Result<Vec<PairLogProbs>, EngineError> {
-    let mut results = vec![PairLogProbs { chosen: 0.0, rejected: 0.0 }; pairs.len()];
+) -> Result<Vec<PairEvaluation>, EngineError> {
+    let log_probs = PairLogProbs { chosen: 0.0, rejected: 0.0 };
+    let mut results = vec![PairEvaluation { log_probs, correct_tokens: 0 }; pairs.len()];
     for range in passes(pairs.iter().map(TokenizedPair::num_tokens), max_pass_tokens) {
         let batch = PackedBatch::from_pairs(&pairs[range.clone()]);
-        score(decoder, adapter, &batch, cancel, |group, log_prob, _| {
-            let pair = &mut results[range.start + group / 2];
-            *if group % 2 == 0 { &mut pair.chosen } else { &mut pair.rejected } += log_prob;
+        score(decoder, adapter, &batch, cancel, |group, log_prob, correct| {
+            let PairEvaluation { log_probs, correct_tokens } =
+                &mut results[range.start + group / 2];
+            if group % 2 == 0 {
+                log_probs.chosen += log_prob;
+                *correct_tokens += usize::from(correct);
+            } else {
+                log_probs.rejected += log_prob;
+            }
         })?;
     }
     Ok(results)

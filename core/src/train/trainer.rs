@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdamW, AdamWOptions, LocalObjective, PairLogProbs, PreferenceLoss, PreferenceReport};
+use super::{
+    AdamW, AdamWOptions, LocalObjective, PairLogProbs, PairScores, PreferenceLoss,
+    PreferenceReport, Reference, ReferenceError,
+};
 use crate::adapter::{Adapter, AdapterError, LayoutMismatch, ParameterSet};
 use crate::data::{TokenizedExample, TokenizedPair};
 use crate::memory::MemoryPlan;
@@ -65,6 +68,8 @@ pub struct StepReport {
     pub loss: f64,
     /// The part of the loss that the federated algorithm adds.
     pub proximal: f64,
+    /// Sequences (SFT) or pairs (DPO).
+    pub rows: usize,
     /// Tokens a plain implementation would process, without padding: for preferences prompt and
     /// answer of both sides, however much is shared.
     pub tokens: usize,
@@ -74,6 +79,13 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Rewards, in preference training.
     pub preference: Option<PreferenceReport>,
+}
+
+impl StepReport {
+    /// What the loss is a mean over: supervised tokens, or pairs of answers.
+    pub fn loss_terms(&self) -> usize {
+        if self.preference.is_some() { self.rows } else { self.supervised_tokens }
+    }
 }
 
 /// Why training cannot go on.
@@ -102,6 +114,19 @@ pub enum TrainError {
     /// The engine failed or was cancelled.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The reference's log-probabilities cannot be kept.
+    #[error(transparent)]
+    Reference(ReferenceError),
+}
+
+impl From<ReferenceError> for TrainError {
+    /// A cancelled engine is a cancelled step, whoever used it.
+    fn from(error: ReferenceError) -> Self {
+        match error {
+            ReferenceError::Engine(error) => Self::Engine(error),
+            other => Self::Reference(other),
+        }
+    }
 }
 
 /// Everything that training changes: restored, it continues bit by bit as if never interrupted.
@@ -213,13 +238,19 @@ impl<'d> Trainer<'d> {
             let loss = scores.log_probs.iter().map(|log_prob| weight * log_prob).sum();
             (loss, vec![weight; scores.log_probs.len()])
         })?;
-        let tokens = examples.iter().map(|example| example.ids.len()).sum();
-        let report = StepReport { loss, tokens, supervised_tokens, ..StepReport::default() };
+        let report = StepReport {
+            loss,
+            rows: examples.len(),
+            tokens: examples.iter().map(|example| example.ids.len()).sum(),
+            supervised_tokens,
+            ..StepReport::default()
+        };
         self.apply(gradient, learning_rate, report)
     }
 
     /// One step of preference training: the loss is the mean over `pairs`, against the
-    /// log-probabilities `reference`, one per pair ([`super::reference_log_probs`]).
+    /// log-probabilities `reference`, one per pair ([`Reference`]); they are not looked
+    /// at where the loss needs none.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -250,26 +281,37 @@ impl<'d> Trainer<'d> {
                 sums[target.group as usize] += log_prob;
             }
             let mut total = 0.0;
-            let mut slopes = vec![0.0; batch.groups];
-            for (j, sums) in sums.chunks_exact(2).enumerate() {
+            let mut slopes = Vec::with_capacity(batch.groups);
+            let rows = ranges[i].clone();
+            for (sums, row) in sums.chunks_exact(2).zip(rows) {
                 let policy = PairLogProbs { chosen: sums[0], rejected: sums[1] };
-                let margin = preference.add(policy, reference[ranges[i].start + j], beta);
-                let (value, slope) = loss.at(margin, beta);
-                total += scale * value;
-                slopes[2 * j] = scale * slope * beta;
-                slopes[2 * j + 1] = -scale * slope * beta;
+                let scores = PairScores::new(&pairs[row], policy, reference[row]);
+                let pair = loss.of_pair(&scores, beta);
+                preference.add(&PreferenceReport::of_pair(policy, pair.rewards), scale);
+                total += scale * pair.value;
+                slopes.extend(pair.slopes.map(|slope| scale * slope));
             }
             let weights = batch.targets.iter().map(|target| slopes[target.group as usize]);
             (total, weights.collect())
         })?;
         let report = StepReport {
             loss,
+            rows: pairs.len(),
             tokens: pairs.iter().map(TokenizedPair::num_tokens).sum(),
             supervised_tokens: pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).sum(),
-            preference: Some(preference.mean(pairs.len())),
+            preference: Some(preference),
             ..StepReport::default()
         };
         self.apply(gradient, learning_rate, report)
+    }
+
+    /// The log-probabilities that `reference` holds of `pairs`, computed where it holds none yet.
+    pub(super) fn look_up(
+        &self,
+        reference: &mut Reference,
+        pairs: &[TokenizedPair],
+    ) -> Result<Vec<PairLogProbs>, TrainError> {
+        Ok(reference.log_probs(self.decoder, pairs, &self.cancel)?)
     }
 
     /// Sums loss and gradient over `batches`. `weigh(i, batch, scores)` yields the loss of batch `i`

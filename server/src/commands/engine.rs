@@ -65,9 +65,12 @@ impl EngineArgs {
 ///
 /// # Errors
 /// When it cannot be read or belongs to another model.
-pub fn load_adapter(engine: &Engine, folder: &std::path::Path) -> Result<Adapter, CommandError> {
+pub fn load_adapter(
+    model: &LoadedModel,
+    folder: &std::path::Path,
+) -> Result<Adapter, CommandError> {
     let adapter = Adapter::load(folder)?;
-    adapter.check_against(&engine.model.config).map_err(|error| {
+    adapter.check_against(&model.config).map_err(|error| {
         CommandError::Usage(format!("{} does not fit the model: {error}", folder.display()))
     })?;
     Ok(adapter)

@@ -76,7 +76,7 @@ pub fn run(args: GenerateArgs, ctx: &Context) -> CommandResult {
     let prompt = args.prompt()?;
     let engine = args.engine.open(ctx)?;
     let adapter =
-        args.adapter.as_deref().map(|folder| load_adapter(&engine, folder)).transpose()?;
+        args.adapter.as_deref().map(|folder| load_adapter(&engine.model, folder)).transpose()?;
     let tokenizer = engine.model.tokenizer()?;
     let ids = args.encode(&prompt, tokenizer)?;
     if ids.is_empty() {

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use fleetune_core::adapter::Target;
+use fleetune_core::adapter::{Adapter, LoraConfig, Target};
 use fleetune_core::client::TrainingDevice;
 use fleetune_core::data::{DataSource, Dataset, Encoder, Partition, Template};
 use fleetune_core::memory::{MemoryPlan, Workload, plan};
 use fleetune_core::model::{Decoder, LoadedModel};
+use fleetune_core::train::{AnswerLearner, Learner, PreferenceLearner};
 use serde_json::json;
 
+use super::engine::load_adapter;
 use super::{CommandError, CommandResult, Context};
 use crate::aggregate::{Algorithm, Variant, Weighting};
 use crate::hub::{self, BUILT_IN, Cache, HubError};
@@ -22,9 +24,11 @@ use crate::simulate::config::{ComputePrecision, Origin, RunConfig, Task};
 use crate::simulate::environment::Environment;
 use crate::simulate::fleet::Fleet;
 use crate::simulate::observer::{Event, Observer};
+use crate::simulate::references::References;
 use crate::simulate::run::{Finished, RunFolder, config_of, holds_run, run as run_simulation};
 use crate::simulate::schedule::{LearningRateSchedule, Sampling};
 use crate::simulate::stand_in;
+use crate::training::LossName;
 
 /// What `fleetune simulate` takes.
 #[derive(Debug, Args)]
@@ -83,11 +87,11 @@ overrides! {
     /// Names of the fields in those files, such as instruction=question,response=answer
     #[arg(value_name = "NAME=FIELD,...")]
     fields: String => |c, v| c.fields = Some(v);
-    /// What clients learn from: sft
+    /// What clients learn from: sft (answers) or dpo (preferences)
     #[arg(value_parser = by_serde::<Task>)]
     task: Task => |c, v| c.task = v;
-    /// The text around a row: alpaca, vicuna or chat
-    template: Template => |c, v| c.template = v;
+    /// The text around a row: alpaca, vicuna or chat [default: alpaca; dpo: vicuna]
+    template: Template => |c, v| c.template = Some(v);
     /// Longest sequence, tokens
     #[arg(value_name = "N")]
     seq_len: usize => |c, v| c.seq_len = v;
@@ -153,6 +157,20 @@ overrides! {
     /// Longest gradient (L2 norm); 0 does not clip
     #[arg(value_name = "NORM")]
     max_grad_norm: f64 => |c, v| c.max_grad_norm = v;
+    /// Preferences: strength; larger values keep closer to the reference
+    #[arg(value_name = "BETA")]
+    dpo_beta: f64 => |c, v| c.dpo_beta = v;
+    /// Preferences: sigmoid, ipo, hinge, robust, or orpo, which needs no reference
+    dpo_loss: LossName => |c, v| c.dpo_loss = v;
+    /// Preferences: share of labels taken to be wrong, for the loss robust
+    #[arg(value_name = "SHARE")]
+    dpo_label_smoothing: f64 => |c, v| c.dpo_label_smoothing = v;
+    /// Preferences: a PEFT adapter as the reference [default: the base model]
+    #[arg(value_name = "DIR")]
+    reference_adapter: PathBuf => |c, v| c.reference_adapter = Some(v);
+    /// Start from this PEFT adapter, whose shape the run must have
+    #[arg(value_name = "DIR")]
+    init_adapter: PathBuf => |c, v| c.init_adapter = Some(v);
     /// LoRA rank
     #[arg(value_name = "R")]
     lora_rank: usize => |c, v| c.lora_rank = v;
@@ -213,8 +231,23 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
         Decoder::new(model.config.clone(), &model.weights, &device, config.precision.into())?;
     let dataset = open_dataset(&config)?;
     let encoder =
-        Encoder::new(config.template, tokenizer, config.seq_len).map_err(CommandError::usage)?;
+        Encoder::new(config.template(), tokenizer, config.seq_len).map_err(CommandError::usage)?;
     let fleet = Fleet::new(dataset, &config).map_err(CommandError::usage)?;
+    let initial_adapter = match &config.init_adapter {
+        Some(folder) => Some(initial_adapter(folder, &model, &config)?),
+        None => None,
+    };
+    let reference_adapter = config.reference_adapter.as_deref();
+    let reference_adapter =
+        reference_adapter.map(|folder| load_adapter(&model, folder)).transpose()?;
+    let references = References {
+        folder: out.join("reference"),
+        model_hash: match config.task {
+            Task::Sft => String::new(),
+            Task::Dpo => model.content_hash()?.to_owned(),
+        },
+        adapter: reference_adapter,
+    };
     let environment = Environment {
         device: TrainingDevice {
             decoder: &decoder,
@@ -224,7 +257,10 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
         tokenizer,
         answer_tokens: config.answer_tokens,
         encoder: &encoder,
+        task: config.client_task(),
         fleet: &fleet,
+        initial_adapter: initial_adapter.as_ref(),
+        references: &references,
         base_name: &config.model,
         notice: notice.as_deref(),
     };
@@ -301,6 +337,33 @@ fn find_model(
     Ok((path, Some(notice.into())))
 }
 
+/// The adapter in `folder`, which must have the shape that the configuration says.
+fn initial_adapter(
+    folder: &Path,
+    model: &LoadedModel,
+    config: &RunConfig,
+) -> Result<Adapter, CommandError> {
+    let mut adapter = load_adapter(model, folder)?;
+    let wanted = config.lora().map_err(CommandError::usage)?;
+    adapter.config.dropout = wanted.dropout;
+    if adapter.config != wanted {
+        let LoraConfig { rank, alpha, targets, .. } = &adapter.config;
+        let targets: Vec<_> = targets.iter().map(|target| target.name()).collect();
+        return Err(CommandError::Usage(format!(
+            "the adapter in {} has lora_rank {rank}, lora_alpha {alpha} and lora_targets {}{}: set \
+             the same in the configuration",
+            folder.display(),
+            targets.join(","),
+            if adapter.config.rslora {
+                ", scaled by rsLoRA, which simulations have not"
+            } else {
+                ""
+            },
+        )));
+    }
+    Ok(adapter)
+}
+
 fn open_dataset(config: &RunConfig) -> Result<Dataset, CommandError> {
     let data_dir = match &config.data_dir {
         Some(folder) => folder.clone(),
@@ -321,14 +384,18 @@ fn open_dataset(config: &RunConfig) -> Result<Dataset, CommandError> {
 fn plan_memory(model: &LoadedModel, config: &RunConfig) -> Result<MemoryPlan, CommandError> {
     let lora = config.lora().map_err(CommandError::usage)?;
     let sizes = model.files().iter().map(|file| file.metadata().map_or(0, |file| file.len()));
+    let longest = match config.task {
+        Task::Sft => AnswerLearner::longest(config.seq_len),
+        Task::Dpo => PreferenceLearner::longest(config.seq_len),
+    };
     let workload = Workload {
         model: &model.config,
         model_bytes: sizes.sum(),
         lora: &lora,
         // What FedProx or SCAFFOLD keeps beside the adapter.
         extra_adapters: 2,
-        longest: config.seq_len,
-        batch: config.seq_len.saturating_mul(config.batch_size * config.grad_accum),
+        longest,
+        batch: longest.saturating_mul(config.batch_size * config.grad_accum),
     };
     plan(&workload, None).map_err(CommandError::usage)
 }
@@ -423,10 +490,11 @@ impl Watcher {
                 self.say(format!("answering held-out prompts, {done} of {prompts}"));
             }
             Event::Evaluated(evaluation) => note(format!(
-                "round {}: held-out loss {:.4}, token accuracy {:.1} %",
+                "round {}: held-out loss {:.4}, {} {:.1} %",
                 evaluation.round,
                 evaluation.score.loss,
-                100.0 * evaluation.score.token_accuracy
+                evaluation.score.accuracy().0,
+                100.0 * evaluation.score.accuracy().1
             )),
             Event::Stepped { round, client, step } => {
                 self.tokens += step.tokens as u64;

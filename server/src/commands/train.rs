@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use fleetune_core::adapter::{Adapter, LoraConfig, Target};
 use fleetune_core::data::{DataSource, Dataset, DatasetError, Encoder, FieldMap, Template};
-use fleetune_core::train::{PreferenceLoss, ReferenceCache, ReferenceError};
+use fleetune_core::train::{AnswerLearner, PreferenceLearner, Reference, ReferenceError};
 use indicatif::HumanBytes;
 use serde_json::json;
 
@@ -13,9 +13,7 @@ use super::engine::{Engine, EngineArgs, load_adapter};
 use super::{CommandError, CommandResult, Context, values};
 use crate::hub::Cache;
 use crate::progress::note;
-use crate::training::{
-    Checkpoint, Outcome, Preferences, RunError, RunOptions, Subject, Task, train,
-};
+use crate::training::{Checkpoint, LossName, Outcome, RunError, RunOptions, Subject, train};
 
 /// Arguments of `fleetune train`.
 #[derive(Debug, Args)]
@@ -152,23 +150,15 @@ struct PreferenceArgs {
     /// Strength: larger values keep closer to the reference
     #[arg(long, value_name = "F", default_value_t = 0.1, value_parser = values::positive)]
     dpo_beta: f64,
-    /// The loss
-    #[arg(long, value_name = "LOSS", default_value = "sigmoid")]
-    dpo_loss: LossArg,
+    /// The loss: sigmoid, ipo, hinge, robust, or orpo, which needs no reference
+    #[arg(long, value_name = "LOSS", default_value_t)]
+    dpo_loss: LossName,
     /// Share of labels taken to be wrong, for --dpo-loss robust
     #[arg(long, value_name = "E", default_value_t = 0.1, value_parser = values::below_half)]
     dpo_label_smoothing: f64,
     /// A PEFT adapter as the reference [default: the base model]
     #[arg(long, value_name = "DIR")]
     reference_adapter: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LossArg {
-    Sigmoid,
-    Ipo,
-    Hinge,
-    Robust,
 }
 
 /// Runs `fleetune train`.
@@ -182,7 +172,6 @@ pub fn run(args: TrainArgs, ctx: &Context) -> CommandResult {
     let engine = args.engine.open(ctx)?;
     let adapter = args.initial_adapter(&engine, checkpoint.as_ref())?;
     args.prepare_folder()?;
-    let mut task = args.task(&engine)?;
     let encoder = Encoder::new(args.template(), engine.model.tokenizer()?, args.data.seq_len)
         .map_err(CommandError::usage)?;
     let options = args.run_options(&dataset);
@@ -191,7 +180,15 @@ pub fn run(args: TrainArgs, ctx: &Context) -> CommandResult {
     }
     let Engine { model, decoder } = &engine;
     let subject = Subject { model, decoder, dataset: &dataset, encoder: &encoder };
-    let outcome = train(subject, adapter, &mut task, &options, checkpoint, &interrupt);
+    let outcome = match args.task {
+        TaskArg::Sft => {
+            train(subject, adapter, &mut AnswerLearner, &options, checkpoint, &interrupt)
+        }
+        TaskArg::Dpo => {
+            let mut learner = args.preference_learner(&engine)?;
+            train(subject, adapter, &mut learner, &options, checkpoint, &interrupt)
+        }
+    };
     let outcome = outcome.map_err(|error| match error {
         RunError::Budget(_) | RunError::NothingToLearn { .. } => CommandError::usage(error),
         other => other.into(),
@@ -327,7 +324,7 @@ impl TrainArgs {
         }
         let lora = &self.lora;
         if let Some(folder) = &lora.init_adapter {
-            let mut adapter = load_adapter(engine, folder)?;
+            let mut adapter = load_adapter(&engine.model, folder)?;
             adapter.config.dropout = lora.lora_dropout;
             adapter.config.check().map_err(CommandError::usage)?;
             lora.check_agrees(&adapter.config)?;
@@ -344,23 +341,15 @@ impl TrainArgs {
         Adapter::new(config, &engine.model.config, self.seed).map_err(CommandError::usage)
     }
 
-    fn task(&self, engine: &Engine) -> Result<Task, CommandError> {
-        if self.task == TaskArg::Sft {
-            return Ok(Task::Answers);
-        }
+    fn preference_learner(&self, engine: &Engine) -> Result<PreferenceLearner, CommandError> {
         let how = &self.preference;
-        let loss = match how.dpo_loss {
-            LossArg::Sigmoid => PreferenceLoss::Sigmoid,
-            LossArg::Ipo => PreferenceLoss::Ipo,
-            LossArg::Hinge => PreferenceLoss::Hinge,
-            LossArg::Robust => PreferenceLoss::Robust { label_smoothing: how.dpo_label_smoothing },
-        };
-        let reference = how.reference_adapter.as_deref();
-        let reference = reference.map(|folder| load_adapter(engine, folder)).transpose()?;
-        let log_probs = ReferenceCache::new(engine.model.content_hash()?, reference.as_ref());
+        let adapter = how.reference_adapter.as_deref();
+        let adapter = adapter.map(|folder| load_adapter(&engine.model, folder)).transpose()?;
+        let reference = Reference::new(engine.model.content_hash()?, adapter);
         let path = self.out.join("reference_log_probs.bin");
-        let log_probs = log_probs.kept_in(&path).map_err(ReferenceError::from)?;
-        Ok(Task::Preferences(Preferences { loss, beta: how.dpo_beta, reference, log_probs }))
+        let reference = reference.kept_in(&path).map_err(ReferenceError::from)?;
+        let loss = how.dpo_loss.with_smoothing(how.dpo_label_smoothing);
+        Ok(PreferenceLearner { loss, beta: how.dpo_beta, reference })
     }
 
     fn run_options(&self, dataset: &Dataset) -> RunOptions {
@@ -390,7 +379,7 @@ impl TrainArgs {
             let how = &self.preference;
             json!({
                 "beta": how.dpo_beta,
-                "loss": format!("{:?}", how.dpo_loss),
+                "loss": how.dpo_loss,
                 "label_smoothing": how.dpo_label_smoothing,
                 "reference": how.reference_adapter,
             })

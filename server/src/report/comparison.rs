@@ -73,6 +73,11 @@ impl Comparison {
         Self { rows }
     }
 
+    /// What the rows' accuracy is called.
+    pub fn accuracy_name(&self) -> &'static str {
+        self.rows.first().map_or(Score::default(), |row| row.score).accuracy().0
+    }
+
     /// Names of the groups, where there are few enough to list.
     pub fn groups(&self) -> Vec<&str> {
         let Some(first) = self.rows.first() else { return Vec::new() };
@@ -82,13 +87,13 @@ impl Comparison {
 
     /// The table for a terminal: one line per adapter.
     pub fn table(&self) -> String {
-        let mut table =
-            Table::new(["adapter", "held-out loss", "token accuracy", "uploaded", "time"]);
+        let accuracy = self.accuracy_name();
+        let mut table = Table::new(["adapter", "held-out loss", accuracy, "uploaded", "time"]);
         for row in &self.rows {
             let mut cells = vec![
                 row.name.clone(),
                 text::loss(row.score.loss),
-                text::percent(row.score.token_accuracy),
+                text::percent(row.score.accuracy().1),
             ];
             if row.tokens > 0 {
                 cells.push(text::bytes(row.bytes_up));
@@ -158,7 +163,13 @@ mod tests {
 
     fn history(before: f64, after: f64) -> History {
         let evaluation = |round, loss| {
-            let score = Score { loss, token_accuracy: 0.5, rows: 2, supervised_tokens: 9 };
+            let score = Score {
+                loss,
+                token_accuracy: 0.5,
+                rows: 2,
+                supervised_tokens: 9,
+                ..Score::default()
+            };
             let answer = Answer {
                 group: Some("sums".into()),
                 prompt: "1 + 1?\nShort.".into(),

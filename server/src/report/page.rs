@@ -32,7 +32,8 @@ pub fn run_page(heading: &Heading, history: &History, config: &str) -> String {
     let mut page = Page::new(heading);
     page.tiles(&run_tiles(history));
     page.cards([training_loss(history), held_out_loss(history)]);
-    page.cards([token_accuracy(history), traffic(history)]);
+    page.cards([accuracy(history), traffic(history)]);
+    page.cards([reward_margin(history), ranking_accuracy(history)]);
     page.card("Loss of each client", client_about(history), client_losses(history));
     page.card("Before and after", None, before_and_after(history));
     page.card("Answers to held-out prompts", None, run_answers(history));
@@ -182,10 +183,10 @@ fn run_tiles(history: &History) -> Vec<Tile> {
             verdict: verdict(after.loss <= before.loss),
         });
         tiles.push(Tile {
-            name: "token accuracy",
-            value: text::percent(after.token_accuracy),
-            detail: format!("from {}", text::percent(before.token_accuracy)),
-            verdict: verdict(after.token_accuracy >= before.token_accuracy),
+            name: after.accuracy().0,
+            value: text::percent(after.accuracy().1),
+            detail: format!("from {}", text::percent(before.accuracy().1)),
+            verdict: verdict(after.accuracy().1 >= before.accuracy().1),
         });
     }
     let clients: BTreeSet<u32> = history.clients.iter().map(|client| client.client).collect();
@@ -217,7 +218,7 @@ fn comparison_tiles(comparison: &Comparison) -> Vec<Tile> {
     let mut tiles = vec![Tile::plain(
         "base model's held-out loss",
         text::loss(base.score.loss),
-        format!("token accuracy {}", text::percent(base.score.token_accuracy)),
+        format!("{} {}", base.score.accuracy().0, text::percent(base.score.accuracy().1)),
     )];
     if let Some(best) = trained.iter().min_by(|a, b| a.score.loss.total_cmp(&b.score.loss)) {
         tiles.push(Tile {
@@ -270,16 +271,16 @@ fn scores(
     title: &'static str,
     label: &'static str,
     format: fn(f64) -> String,
-    value: fn(&crate::simulate::journal::Score) -> f64,
+    value: fn(&crate::simulate::journal::Score) -> Option<f64>,
 ) -> Card {
     let evaluations = || history.evaluations.iter();
-    let all = evaluations().map(|e| (f64::from(e.round), value(&e.score))).collect();
+    let all = evaluations().filter_map(|e| Some((f64::from(e.round), value(&e.score)?))).collect();
     let mut series = vec![Series { name: "all".into(), points: all }];
     let groups = history.groups();
     if groups.len() < MAX_LINES {
         series.extend(groups.into_iter().map(|group| {
             let points = evaluations()
-                .filter_map(|e| Some((f64::from(e.round), value(e.groups.get(group)?))));
+                .filter_map(|e| Some((f64::from(e.round), value(e.groups.get(group)?)?)));
             Series { name: group.to_owned(), points: points.collect() }
         }));
     }
@@ -288,12 +289,31 @@ fn scores(
 }
 
 fn held_out_loss(history: &History) -> Card {
-    scores(history, "Held-out loss", "held-out loss by round", text::loss, |score| score.loss)
+    scores(history, "Held-out loss", "held-out loss by round", text::loss, |score| Some(score.loss))
 }
 
-fn token_accuracy(history: &History) -> Card {
-    let label = "share of held-out tokens predicted, by round";
-    scores(history, "Token accuracy", label, text::percent, |score| score.token_accuracy)
+fn accuracy(history: &History) -> Card {
+    let (title, label) = match history.before().and_then(|before| before.score.preference) {
+        None => ("Token accuracy", "share of held-out tokens predicted, by round"),
+        Some(_) => ("Reward accuracy", "share of held-out pairs judged rightly, by round"),
+    };
+    scores(history, title, label, text::percent, |score| Some(score.accuracy().1))
+}
+
+/// Preferences alone.
+fn reward_margin(history: &History) -> Card {
+    let label = "reward of the better answer minus that of the other, by round";
+    scores(history, "Reward margin", label, text::loss, |score| {
+        Some(score.preference?.judged.reward_margin)
+    })
+}
+
+/// Preferences alone.
+fn ranking_accuracy(history: &History) -> Card {
+    let label = "share of held-out pairs whose better answer is the likelier one, by round";
+    scores(history, "Ranking accuracy", label, text::percent, |score| {
+        Some(score.preference?.ranking_accuracy)
+    })
 }
 
 fn traffic(history: &History) -> Card {
@@ -388,8 +408,8 @@ fn before_and_after(history: &History) -> Option<String> {
             cell(text::loss(before.loss)),
             cell(text::loss(after.loss)),
             format!(r#"<td class="{better}">{}</td>"#, text::change(before.loss, after.loss)),
-            cell(text::percent(before.token_accuracy)),
-            cell(text::percent(after.token_accuracy)),
+            cell(text::percent(before.accuracy().1)),
+            cell(text::percent(after.accuracy().1)),
         ])
     };
     let groups = history.groups();
@@ -490,7 +510,7 @@ fn comparison_table(comparison: &Comparison) -> Option<String> {
         let mut cells = vec![
             cell(&row.name),
             loss_cell(Some(row.score.loss), lowest),
-            cell(text::percent(row.score.token_accuracy)),
+            cell(text::percent(row.score.accuracy().1)),
         ];
         if row.tokens > 0 {
             let numbers = [
@@ -505,8 +525,9 @@ fn comparison_table(comparison: &Comparison) -> Option<String> {
         }
         ("", cells)
     });
+    let accuracy = comparison.accuracy_name();
     let headings =
-        ["adapter", "held-out loss", "token accuracy", "uploaded", "downloaded", "tokens", "time"];
+        ["adapter", "held-out loss", accuracy, "uploaded", "downloaded", "tokens", "time"];
     (!comparison.rows.is_empty()).then(|| table(&headings, rows))
 }
 

@@ -21,6 +21,7 @@ fn run(rounds: u32, clients: u32, group_names: &[&str], floor: f64) -> History {
         let score = |shift| Score {
             loss: loss_at(round, shift),
             token_accuracy: 0.75 - 0.2 * loss_at(round, shift) / 2.6,
+            preference: None,
             rows: 40,
             supervised_tokens: 900,
         };
@@ -55,6 +56,7 @@ fn run(rounds: u32, clients: u32, group_names: &[&str], floor: f64) -> History {
                 first_loss: 2.0,
                 last_loss: 1.0,
                 update_norm: 0.3,
+                preference: None,
                 bytes_up: 480_000 + u64::from(client) * 3_000,
                 bytes_down: 510_000,
                 seconds: 3.1,

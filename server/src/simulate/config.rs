@@ -9,12 +9,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use fleetune_core::adapter::{LoraConfig, LoraConfigError, Target};
+use fleetune_core::client;
 use fleetune_core::data::{FieldMap, FieldMapError, Partition, Template};
 use fleetune_core::kernels::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::schedule::{LearningRateSchedule, RowSchedule, Sampling};
 use crate::aggregate::{Algorithm, Hyperparameters, Variant, Weighting};
+use crate::training::LossName;
 
 /// What clients learn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +24,8 @@ use crate::aggregate::{Algorithm, Hyperparameters, Variant, Weighting};
 pub enum Task {
     /// Supervised fine-tuning: answers to instructions.
     Sft,
+    /// Value alignment: which of two answers is better.
+    Dpo,
 }
 
 /// How matrix products round.
@@ -62,9 +66,9 @@ pub struct RunConfig {
     pub fields: Option<String>,
     /// What clients learn from.
     pub task: Task,
-    /// The text around a row.
-    #[serde(with = "by_name")]
-    pub template: Template,
+    /// The text around a row; the task's own where absent.
+    #[serde(with = "by_name_if_any", skip_serializing_if = "Option::is_none")]
+    pub template: Option<Template>,
     /// Longest sequence, tokens.
     pub seq_len: usize,
     /// Share of the rows held out for evaluation, where the data set has no held-out part.
@@ -120,6 +124,19 @@ pub struct RunConfig {
     /// Longest gradient (L2 norm); 0 does not clip.
     pub max_grad_norm: f64,
 
+    /// Preferences: strength β.
+    pub dpo_beta: f64,
+    /// Preferences: the loss.
+    pub dpo_loss: LossName,
+    /// Preferences: the share of wrong labels that the loss `robust` reckons with.
+    pub dpo_label_smoothing: f64,
+    /// Preferences: a PEFT adapter as the frozen reference; the base model where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference_adapter: Option<PathBuf>,
+
+    /// A PEFT adapter to start from, of the shape that the keys below say; a fresh one where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_adapter: Option<PathBuf>,
     /// LoRA rank.
     pub lora_rank: usize,
     /// LoRA strength.
@@ -159,7 +176,7 @@ impl Default for RunConfig {
             data: Vec::new(),
             fields: None,
             task: Task::Sft,
-            template: Template::Alpaca,
+            template: None,
             seq_len: 512,
             holdout: 0.1,
             clients: 8,
@@ -184,6 +201,11 @@ impl Default for RunConfig {
             lr_min: 1e-6,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            dpo_beta: 0.1,
+            dpo_loss: LossName::Sigmoid,
+            dpo_label_smoothing: 0.1,
+            reference_adapter: None,
+            init_adapter: None,
             lora_rank: 8,
             lora_alpha: 16.0,
             lora_targets: vec![Target::QProj, Target::VProj],
@@ -299,6 +321,25 @@ impl RunConfig {
         Ok(toml::to_string(self)?)
     }
 
+    /// The text around a row.
+    pub fn template(&self) -> Template {
+        self.template.unwrap_or(match self.task {
+            Task::Sft => Template::Alpaca,
+            Task::Dpo => Template::Vicuna,
+        })
+    }
+
+    /// What clients are asked to learn.
+    pub fn client_task(&self) -> client::Task {
+        match self.task {
+            Task::Sft => client::Task::Sft,
+            Task::Dpo => client::Task::Dpo {
+                loss: self.dpo_loss.with_smoothing(self.dpo_label_smoothing),
+                beta: self.dpo_beta,
+            },
+        }
+    }
+
     /// The algorithms to run, one after another.
     pub fn algorithms(&self) -> &[Algorithm] {
         if self.compare.is_empty() { std::slice::from_ref(&self.algorithm) } else { &self.compare }
@@ -382,6 +423,8 @@ impl RunConfig {
             ("lr_min", self.lr_min, 0.0..f64::MAX),
             ("weight_decay", self.weight_decay, 0.0..f64::MAX),
             ("max_grad_norm", self.max_grad_norm, 0.0..f64::MAX),
+            ("dpo_beta", self.dpo_beta, f64::MIN_POSITIVE..f64::MAX),
+            ("dpo_label_smoothing", self.dpo_label_smoothing, 0.0..0.5),
         ];
         if let Some((key, value, range)) =
             ranges.into_iter().find(|(_, value, range)| !range.contains(value))
@@ -507,6 +550,32 @@ mod by_name {
         D: Deserializer<'de>,
     {
         String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// The same for values that may be absent.
+mod by_name_if_any {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<T: Display, S: Serializer>(
+        value: &Option<T>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::by_name::serialize(value, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        super::by_name::deserialize(from).map(Some)
     }
 }
 

@@ -1,13 +1,14 @@
 //! What all runs of one configuration share: one base model, one tokenizer, the clients' data.
 
 use fleetune_core::adapter::Adapter;
-use fleetune_core::client::TrainingDevice;
+use fleetune_core::client::{Task, TrainingDevice};
 use fleetune_core::data::{Encoder, Record};
 use fleetune_core::generate::{GenerateOptions, generate};
 use fleetune_core::model::{PassOptions, TextTokenizer};
 
 use super::error::SimulateError;
 use super::fleet::Fleet;
+use super::references::References;
 
 /// What all runs of one configuration share.
 #[derive(Clone)]
@@ -21,8 +22,14 @@ pub struct Environment<'a> {
     pub answer_tokens: usize,
     /// Rows to tokens.
     pub encoder: &'a Encoder<'a>,
+    /// What clients are asked to learn.
+    pub task: Task,
     /// The clients' data.
     pub fleet: &'a Fleet,
+    /// The adapter to start from, in place of a fresh one.
+    pub initial_adapter: Option<&'a Adapter>,
+    /// Preferences: what rewards are measured against.
+    pub references: &'a References,
     /// How adapters name their base model.
     pub base_name: &'a str,
     /// Something that a reader of the results must know, such as a stand-in model.

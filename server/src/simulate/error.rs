@@ -8,6 +8,8 @@ use fleetune_core::client::{ClientError, MessageError};
 use fleetune_core::data::{DatasetError, EncodeError};
 use fleetune_core::model::{EngineError, TokenizerError};
 
+use fleetune_core::train::ReferenceError;
+
 use super::checkpoint::CheckpointError;
 use super::config::{ConfigError, Difference};
 use super::control::ControlError;
@@ -78,6 +80,9 @@ pub enum SimulateError {
         /// What went wrong.
         source: ClientError,
     },
+    /// The reference's log-probabilities cannot be had.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
     /// An update or a download cannot be read or written.
     #[error("round {round}: {source}")]
     Message {

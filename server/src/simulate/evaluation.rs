@@ -1,16 +1,19 @@
 //! Measuring the shared adapter on held-out rows, and what it answers.
 
 use std::collections::BTreeMap;
+use std::ops::{AddAssign, Range};
 use std::time::Instant;
 
 use fleetune_core::adapter::Adapter;
-use fleetune_core::client::TrainingDevice;
-use fleetune_core::data::TokenizedExample;
-use fleetune_core::train::{Evaluation, evaluate};
+use fleetune_core::client::{Task, TrainingDevice};
+use fleetune_core::train::{
+    AnswerLearner, Evaluation, Learner, PairEvaluation, PairLogProbs, PairLoss, PairScores,
+    PreferenceLearner, PreferenceLoss, PreferenceReport, evaluate, evaluate_pairs, preferred,
+};
 
 use super::environment::Environment;
 use super::error::SimulateError;
-use super::journal::{Answer, EvaluationRecord, Score};
+use super::journal::{Answer, EvaluationRecord, PreferenceScore, Score};
 use super::observer::{Event, Observer, tell};
 
 /// Rows scored at a time; between them a run can be stopped.
@@ -22,17 +25,68 @@ const MAX_PASS_TOKENS: usize = 2048;
 #[derive(Debug, Clone, Copy, Default)]
 struct Sums {
     rows: u64,
-    evaluation: Evaluation,
+    loss: f64,
+    /// Supervised tokens, or pairs.
+    loss_terms: u64,
+    correct_tokens: u64,
+    supervised_tokens: u64,
+    preference: Option<PreferenceScore>,
 }
 
 impl Sums {
+    fn of_answer(evaluation: &Evaluation) -> Self {
+        Self {
+            rows: 1,
+            loss: evaluation.loss_sum,
+            loss_terms: evaluation.supervised_tokens as u64,
+            correct_tokens: evaluation.correct_tokens as u64,
+            supervised_tokens: evaluation.supervised_tokens as u64,
+            preference: None,
+        }
+    }
+
+    fn of_pair(scores: &PairScores, correct_tokens: usize, loss: PairLoss) -> Self {
+        let PairLogProbs { chosen, rejected } = scores.policy;
+        Self {
+            rows: 1,
+            loss: loss.value,
+            loss_terms: 1,
+            correct_tokens: correct_tokens as u64,
+            supervised_tokens: scores.chosen_tokens as u64,
+            preference: Some(PreferenceScore {
+                judged: PreferenceReport::of_pair(scores.policy, loss.rewards),
+                ranking_accuracy: preferred(chosen, rejected),
+            }),
+        }
+    }
+
     fn score(self) -> Option<Score> {
+        let rows = self.rows as f64;
         (self.rows > 0).then(|| Score {
-            loss: self.evaluation.loss(),
-            token_accuracy: self.evaluation.token_accuracy(),
+            loss: self.loss / self.loss_terms as f64,
+            token_accuracy: self.correct_tokens as f64 / self.supervised_tokens as f64,
             rows: self.rows,
-            supervised_tokens: self.evaluation.supervised_tokens as u64,
+            supervised_tokens: self.supervised_tokens,
+            preference: self.preference.map(|sum| PreferenceScore {
+                judged: sum.judged.scaled(1.0 / rows),
+                ranking_accuracy: sum.ranking_accuracy / rows,
+            }),
         })
+    }
+}
+
+impl AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.loss += other.loss;
+        self.loss_terms += other.loss_terms;
+        self.correct_tokens += other.correct_tokens;
+        self.supervised_tokens += other.supervised_tokens;
+        if let Some(other) = other.preference {
+            let sum = self.preference.get_or_insert_default();
+            sum.judged.add(&other.judged, 1.0);
+            sum.ranking_accuracy += other.ranking_accuracy;
+        }
     }
 }
 
@@ -55,13 +109,15 @@ pub fn measure(
     for start in (0..rows).step_by(CHUNK) {
         let end = (start + CHUNK).min(rows);
         tell(observer, Event::Evaluating { round, done: start, rows })?;
-        score_rows(environment, adapter, start..end, &mut groups)?;
+        match environment.task {
+            Task::Sft => score_answers(environment, adapter, start..end, &mut groups)?,
+            Task::Dpo { loss, beta } => {
+                score_pairs(environment, adapter, (loss, beta), start..end, &mut groups)?;
+            }
+        }
     }
     let mut all = Sums::default();
-    for group in &groups {
-        all.rows += group.rows;
-        all.evaluation += group.evaluation;
-    }
+    groups.iter().for_each(|group| all += *group);
     let Some(score) = all.score() else { return Ok(None) };
     let by_group = || fleet.groups().iter().cloned().zip(&groups);
     let groups: BTreeMap<String, Score> =
@@ -75,29 +131,48 @@ pub fn measure(
     }))
 }
 
-fn score_rows(
+fn score_answers(
     environment: &Environment<'_>,
     adapter: &Adapter,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     groups: &mut [Sums],
 ) -> Result<(), SimulateError> {
-    let mut examples: Vec<TokenizedExample> = Vec::with_capacity(rows.len());
-    let mut group_of = Vec::with_capacity(rows.len());
-    for row in rows {
-        if let Some((group, example)) =
-            environment.fleet.held_out_example(row, environment.encoder)?
-        {
-            group_of.push(group);
-            examples.push(example);
-        }
-    }
+    let (group_of, examples) = held_out::<AnswerLearner>(environment, rows)?;
     let TrainingDevice { decoder, cancel, .. } = &environment.device;
     let scores = evaluate(decoder, Some(adapter), &examples, MAX_PASS_TOKENS, cancel)?;
     for (group, evaluation) in group_of.into_iter().zip(scores) {
-        groups[group].rows += 1;
-        groups[group].evaluation += evaluation;
+        groups[group] += Sums::of_answer(&evaluation);
     }
     Ok(())
+}
+
+fn score_pairs(
+    environment: &Environment<'_>,
+    adapter: &Adapter,
+    (loss, beta): (PreferenceLoss, f64),
+    rows: Range<usize>,
+    groups: &mut [Sums],
+) -> Result<(), SimulateError> {
+    let (group_of, pairs) = held_out::<PreferenceLearner>(environment, rows)?;
+    let TrainingDevice { decoder, cancel, .. } = &environment.device;
+    let mut reference = environment.references.held_out()?;
+    let reference = reference.log_probs(decoder, &pairs, cancel)?;
+    let scores = evaluate_pairs(decoder, Some(adapter), &pairs, MAX_PASS_TOKENS, cancel)?;
+    for (i, PairEvaluation { log_probs, correct_tokens }) in scores.into_iter().enumerate() {
+        let scores = PairScores::new(&pairs[i], log_probs, reference[i]);
+        groups[group_of[i]] += Sums::of_pair(&scores, correct_tokens, loss.of_pair(&scores, beta));
+    }
+    Ok(())
+}
+
+/// The held-out rows that have something to learn, each with the index of its group.
+fn held_out<L: Learner>(
+    environment: &Environment<'_>,
+    rows: Range<usize>,
+) -> Result<(Vec<usize>, Vec<L::Sample>), SimulateError> {
+    let sample = |row| environment.fleet.held_out_sample::<L>(row, environment.encoder);
+    let samples = rows.filter_map(|row| sample(row).transpose());
+    Ok(samples.collect::<Result<Vec<_>, _>>()?.into_iter().unzip())
 }
 
 /// Answers to the first held-out prompts, of different groups first.

@@ -10,8 +10,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use fleetune_core::adapter::{Adapter, ParameterSet};
-use fleetune_core::client::{ClientError, Download, RoundOutcome, RoundPlan, train_round};
+use fleetune_core::adapter::{Adapter, AdapterError, ParameterSet};
+use fleetune_core::client::{ClientError, Download, RoundOutcome, RoundPlan, Task, train_round};
+use fleetune_core::train::{AnswerLearner, Learner, PreferenceLearner};
 
 use super::checkpoint::{Checkpoint, Checkpoints};
 use super::config::RunConfig;
@@ -94,9 +95,14 @@ impl<'a> Federation<'a> {
         checkpoints: Checkpoints,
         journal: Journal,
     ) -> Result<Self, SimulateError> {
-        let lora = config.lora().map_err(fleetune_core::adapter::AdapterError::from)?;
-        let seed = derived(config.seed, Choice::Adapter, &[]);
-        let adapter = Adapter::new(lora, environment.device.decoder.config(), seed)?;
+        let adapter = match environment.initial_adapter {
+            Some(adapter) => adapter.clone(),
+            None => {
+                let lora = config.lora().map_err(AdapterError::from)?;
+                let seed = derived(config.seed, Choice::Adapter, &[]);
+                Adapter::new(lora, environment.device.decoder.config(), seed)?
+            }
+        };
         let beginning = Checkpoint { round: 0, elapsed_seconds: 0.0, adapter, state: None };
         Self::resume(environment, config, folder, checkpoints, journal, beginning)
     }
@@ -181,16 +187,17 @@ impl<'a> Federation<'a> {
             seconds: 0.0,
             elapsed_seconds: 0.0,
         };
-        let (mut loss_sum, mut supervised_tokens) = (0.0, 0);
+        let (mut loss_sum, mut loss_terms) = (0.0, 0);
         for &client in &clients {
             let Some((outcome, update)) =
                 self.client(round, client, learning_rate, &download, observer)?
             else {
                 continue;
             };
+            let terms = outcome.report.loss_terms();
+            loss_sum += update.loss * terms as f64;
+            loss_terms += terms;
             opened.accumulate(round, &global, outcome, update.rows)?;
-            loss_sum += update.loss * update.supervised_tokens as f64;
-            supervised_tokens += update.supervised_tokens;
             record.clients.push(client);
             record.tokens += update.tokens;
             record.bytes_up += update.bytes_up;
@@ -201,7 +208,7 @@ impl<'a> Federation<'a> {
         self.server.finish(round, opened)?;
         self.adapter.parameters = self.server.adapter();
         record.change_norm = distance(&self.adapter.parameters, &global)?;
-        record.loss = (supervised_tokens > 0).then(|| loss_sum / supervised_tokens as f64);
+        record.loss = (loss_terms > 0).then(|| loss_sum / loss_terms as f64);
         record.seconds = started.elapsed().as_secs_f64();
         record.elapsed_seconds = self.elapsed_seconds + record.seconds;
         self.journal.append(&Record::Round(record.clone()))?;
@@ -225,21 +232,23 @@ impl<'a> Federation<'a> {
         observer: &mut dyn Observer,
     ) -> Result<Option<(RoundOutcome, ClientRecord)>, SimulateError> {
         let started = Instant::now();
-        let Environment { device, encoder, fleet, .. } = self.environment;
-        let rows = fleet.rows_of(client);
-        let past = self.participations.get(&client).copied().unwrap_or(0);
-        let order = self.config.row_schedule().rows(client, round - 1, past, rows);
-        let examples = fleet.examples(client, order, encoder);
         let own_control = match &self.controls {
             Some(controls) => controls.load(client)?,
             None => None,
         };
         let plan = self.plan(round, client, learning_rate);
-        let watch = |step: &_| match tell(observer, Event::Stepped { round, client, step }) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
+        let outcome = match plan.task {
+            Task::Sft => {
+                let learner = &mut AnswerLearner;
+                self.train(learner, client, &plan, download, own_control, observer)
+            }
+            Task::Dpo { loss, beta } => {
+                let reference = self.environment.references.of_client(client)?;
+                let learner = &mut PreferenceLearner { loss, beta, reference };
+                self.train(learner, client, &plan, download, own_control, observer)
+            }
         };
-        let outcome = match train_round(device, &plan, download, own_control, examples, watch) {
+        let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(ClientError::NothingToLearn) => return Ok(None),
             Err(ClientError::Stopped) => return Err(SimulateError::Stopped),
@@ -253,7 +262,7 @@ impl<'a> Federation<'a> {
         let record = ClientRecord {
             round,
             client,
-            rows: rows as u64,
+            rows: self.environment.fleet.rows_of(client) as u64,
             steps: report.steps as u64,
             tokens: report.tokens,
             supervised_tokens: report.supervised_tokens,
@@ -261,6 +270,7 @@ impl<'a> Federation<'a> {
             first_loss: report.first_loss,
             last_loss: report.last_loss,
             update_norm: report.update_norm,
+            preference: report.preference,
             bytes_up: travels(outcome.upload.byte_len()),
             bytes_down: travels(download.byte_len()),
             seconds: started.elapsed().as_secs_f64(),
@@ -268,11 +278,34 @@ impl<'a> Federation<'a> {
         Ok(Some((outcome, record)))
     }
 
+    fn train<L: Learner>(
+        &self,
+        learner: &mut L,
+        client: u32,
+        plan: &RoundPlan,
+        download: &Download,
+        own_control: Option<ParameterSet>,
+        observer: &mut dyn Observer,
+    ) -> Result<RoundOutcome, ClientError> {
+        let Environment { device, encoder, fleet, .. } = self.environment;
+        let round = plan.round;
+        let past = self.participations.get(&client).copied().unwrap_or(0);
+        let rows = fleet.rows_of(client);
+        let order = self.config.row_schedule().rows(client, round - 1, past, rows);
+        let samples = fleet.samples::<L>(client, order, encoder);
+        let watch = |step: &_| match tell(observer, Event::Stepped { round, client, step }) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        train_round(device, plan, download, own_control, learner, samples, watch)
+    }
+
     fn plan(&self, round: u32, client: u32, learning_rate: f64) -> RoundPlan {
         let config = self.config;
         let place = [u64::from(round), u64::from(client)];
         RoundPlan {
             round,
+            task: self.environment.task,
             lora: self.adapter.config.clone(),
             steps: config.steps,
             batch_size: config.batch_size * config.grad_accum,

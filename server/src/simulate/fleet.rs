@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 
 use fleetune_core::data::{
     Dataset, DatasetError, Encoder, HoldOut, HoldOutError, PartitionError, Record, Shard,
-    TokenizedExample,
 };
+use fleetune_core::train::Learner;
 use rand::seq::SliceRandom;
 
-use super::config::RunConfig;
+use super::config::{RunConfig, Task};
 use super::seed::{Choice, derived, generator};
 
 /// Why rows cannot be dealt to clients.
@@ -27,12 +27,14 @@ pub enum FleetError {
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     /// The task and the data do not fit.
-    #[error(
-        "the data set {name} holds preference pairs, which sft cannot learn from: choose another data set"
-    )]
-    Preferences {
+    #[error("the data set {name} holds {holds}: use --task {task}, or choose another data set")]
+    Task {
         /// The data set.
         name: String,
+        /// What it holds.
+        holds: &'static str,
+        /// The task that learns from it.
+        task: &'static str,
     },
 }
 
@@ -59,10 +61,15 @@ impl Fleet {
     /// # Errors
     /// When there are too few rows for the clients, or a row cannot be read.
     pub fn new(dataset: Dataset, config: &RunConfig) -> Result<Self, FleetError> {
-        if dataset.is_preference() {
-            return Err(FleetError::Preferences { name: dataset.name().to_owned() });
+        let mismatch = match config.task {
+            Task::Sft if dataset.is_preference() => Some(("preferences", "dpo")),
+            Task::Dpo if !dataset.is_preference() => Some(("no preferences", "sft")),
+            _ => None,
+        };
+        if let Some((holds, task)) = mismatch {
+            return Err(FleetError::Task { name: dataset.name().to_owned(), holds, task });
         }
-        dataset.check_template(config.template)?;
+        dataset.check_template(config.template())?;
         let (train, held_out) = if dataset.marks_holdout() {
             let split = dataset.split_holdout(HoldOut::Marked, 0)?;
             (split.train, split.held_out)
@@ -123,15 +130,15 @@ impl Fleet {
 
     /// The rows of client `client` in the order of `order` (numbers below [`Fleet::rows_of`]),
     /// tokenised as they are asked for; rows without anything to learn are passed over.
-    pub fn examples<'a>(
+    pub fn samples<'a, L: Learner>(
         &'a self,
         client: u32,
         order: Vec<usize>,
         encoder: &'a Encoder<'_>,
-    ) -> impl Iterator<Item = Result<TokenizedExample, DatasetError>> + 'a {
+    ) -> impl Iterator<Item = Result<L::Sample, DatasetError>> + 'a {
         let rows = self.shards.get(client as usize).map_or(&[][..], |shard| &shard.rows);
         let rows = order.into_iter().filter_map(move |i| rows.get(i).copied());
-        rows.filter_map(|row| self.dataset.example(row, encoder).transpose())
+        rows.filter_map(|row| L::sample(&self.dataset, row, encoder).transpose())
     }
 
     /// Names of the groups of the held-out rows.
@@ -149,14 +156,14 @@ impl Fleet {
     ///
     /// # Errors
     /// When the row cannot be read or tokenised.
-    pub fn held_out_example(
+    pub fn held_out_sample<L: Learner>(
         &self,
         i: usize,
         encoder: &Encoder<'_>,
-    ) -> Result<Option<(usize, TokenizedExample)>, DatasetError> {
+    ) -> Result<Option<(usize, L::Sample)>, DatasetError> {
         let HeldOutRow { row, group } = self.held_out[i];
-        let example = self.dataset.example(row, encoder)?;
-        Ok(example.map(|example| (usize::from(group), example)))
+        let sample = L::sample(&self.dataset, row, encoder)?;
+        Ok(sample.map(|sample| (usize::from(group), sample)))
     }
 
     /// Held-out row `i` as it is in the data, with its group.

@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use fleetune_core::files::write_atomically;
+use fleetune_core::train::PreferenceReport;
 use serde::{Deserialize, Serialize};
 
 /// One line of `metrics.jsonl`. Rounds count from 1; round 0 is the state before training.
@@ -39,7 +40,7 @@ pub struct ClientRecord {
     pub tokens: u64,
     /// Tokens the loss counted.
     pub supervised_tokens: u64,
-    /// Mean loss per supervised token over all steps, nats.
+    /// Mean loss over all steps, nats, per supervised token or (preferences) pair.
     pub loss: f64,
     /// Loss of the first step.
     pub first_loss: f64,
@@ -47,6 +48,9 @@ pub struct ClientRecord {
     pub last_loss: f64,
     /// L2 norm of the adapter's change.
     pub update_norm: f64,
+    /// Preferences: how pairs were judged, mean over all steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<PreferenceReport>,
     /// Encoded bytes from the client to the server.
     pub bytes_up: u64,
     /// Encoded bytes from the server to the client.
@@ -64,7 +68,8 @@ pub struct RoundRecord {
     pub clients: Vec<u32>,
     /// The clients' learning rate.
     pub learning_rate: f64,
-    /// Mean training loss per supervised token over all clients; absent when nobody trained.
+    /// Mean training loss over all clients, per supervised token or (preferences) pair; absent when
+    /// nobody trained.
     pub loss: Option<f64>,
     /// L2 norm of the shared adapter's change.
     pub change_norm: f64,
@@ -101,14 +106,40 @@ pub struct EvaluationRecord {
 /// How well rows were predicted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
-    /// Mean loss per supervised token, nats.
+    /// Mean loss, nats, per supervised token or (preferences) pair.
     pub loss: f64,
-    /// Share of supervised tokens that the model found likeliest.
+    /// Share of supervised tokens (preferences: of the preferred answers) that the model found
+    /// likeliest.
     pub token_accuracy: f64,
     /// Rows.
     pub rows: u64,
-    /// Supervised tokens.
+    /// Supervised tokens (preferences: of the preferred answers).
     pub supervised_tokens: u64,
+    /// Preferences: how pairs were judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<PreferenceScore>,
+}
+
+/// How well pairs were judged; means over the pairs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct PreferenceScore {
+    /// Rewards and log-probabilities.
+    #[serde(flatten)]
+    pub judged: PreferenceReport,
+    /// Share of pairs whose preferred answer is the likelier one, whatever the reference says; equal
+    /// ones count one half.
+    pub ranking_accuracy: f64,
+}
+
+impl Score {
+    /// The share of right choices, and what it is called: of tokens, or of the better answer by
+    /// reward.
+    pub fn accuracy(&self) -> (&'static str, f64) {
+        match &self.preference {
+            None => ("token accuracy", self.token_accuracy),
+            Some(preference) => ("reward accuracy", preference.judged.reward_accuracy),
+        }
+    }
 }
 
 /// What the model answers to a held-out prompt.
@@ -254,7 +285,13 @@ mod tests {
     use super::*;
 
     fn evaluation(round: u32) -> Record {
-        let score = Score { loss: 1.5, token_accuracy: 0.25, rows: 4, supervised_tokens: 32 };
+        let score = Score {
+            loss: 1.5,
+            token_accuracy: 0.25,
+            rows: 4,
+            supervised_tokens: 32,
+            ..Score::default()
+        };
         Record::Evaluation(EvaluationRecord {
             round,
             score,

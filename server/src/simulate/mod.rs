@@ -12,6 +12,7 @@ pub mod fleet;
 pub mod journal;
 pub mod observer;
 mod python_random;
+pub mod references;
 pub mod run;
 pub mod schedule;
 pub mod seed;

@@ -9,17 +9,13 @@ use std::time::Instant;
 use fleetune_core::adapter::{Adapter, AdapterError};
 use fleetune_core::data::{Dataset, DatasetError, Encoder};
 use fleetune_core::memory::{BudgetTooSmall, MemoryPlan, Workload, plan};
-use fleetune_core::model::LoadedModel;
-use fleetune_core::model::{Decoder, EngineError};
-use fleetune_core::train::{
-    AdamWOptions, ReferenceError, StepReport, TrainError, TrainOptions, Trainer,
-};
+use fleetune_core::model::{Decoder, EngineError, LoadedModel};
+use fleetune_core::train::{AdamWOptions, Learner, StepReport, TrainError, TrainOptions, Trainer};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::metrics::{Metrics, Rewards};
-use super::task::{Sample, StepEngine};
-use super::{Checkpoint, CheckpointError, MetricsError, RowOrder, StepRecord, Task};
+use super::{Checkpoint, CheckpointError, MetricsError, RowOrder, StepRecord};
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit};
 use crate::system::peak_rss_bytes;
@@ -101,9 +97,6 @@ pub enum RunError {
     /// The memory budget cannot be met.
     #[error("{0}: raise --memory-budget, or lower --lora-rank or --seq-len")]
     Budget(#[from] BudgetTooSmall),
-    /// The reference of preference training cannot be had.
-    #[error(transparent)]
-    Reference(ReferenceError),
     /// A row cannot be read or tokenised.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
@@ -128,29 +121,19 @@ pub enum RunError {
     },
 }
 
-impl From<ReferenceError> for RunError {
-    /// A cancelled engine is a cancelled step, whoever used it.
-    fn from(error: ReferenceError) -> Self {
-        match error {
-            ReferenceError::Engine(error) => Self::Train(error.into()),
-            other => Self::Reference(other),
-        }
-    }
-}
-
 /// Trains `adapter`, or goes on from `resume`, until all steps are taken or the user interrupts.
 ///
 /// # Errors
 /// When a row, a step or the folder fails; the last checkpoint stays.
-pub fn train(
+pub fn train<L: Learner>(
     subject: Subject<'_>,
     adapter: Adapter,
-    task: &mut Task,
+    learner: &mut L,
     options: &RunOptions,
     resume: Option<Checkpoint>,
     interrupt: &Interrupt,
 ) -> Result<Outcome, RunError> {
-    let mut run = Run::start(subject, adapter, task, options, resume, interrupt)?;
+    let mut run = Run::start(subject, adapter, learner, options, resume, interrupt)?;
     let progress = Progress::new("train", Some(options.max_steps), Unit::Items("steps"));
     progress.resume_at(run.trainer.steps());
     while run.trainer.steps() < options.max_steps {
@@ -186,30 +169,29 @@ pub fn train(
     Ok(outcome)
 }
 
-struct Run<'a> {
+struct Run<'a, L> {
     subject: Subject<'a>,
-    task: &'a mut Task,
+    learner: &'a mut L,
     options: &'a RunOptions,
     trainer: Trainer<'a>,
-    engine: StepEngine<'a>,
     order: RowOrder,
     position: u64,
     metrics: Metrics,
     outcome: Outcome,
 }
 
-impl<'a> Run<'a> {
+impl<'a, L: Learner> Run<'a, L> {
     fn start(
         subject: Subject<'a>,
         adapter: Adapter,
-        task: &'a mut Task,
+        learner: &'a mut L,
         options: &'a RunOptions,
         resume: Option<Checkpoint>,
         interrupt: &Interrupt,
     ) -> Result<Self, RunError> {
         let rows = u32::try_from(subject.dataset.len()).unwrap_or(u32::MAX);
         let mut order = RowOrder::new(rows, options.shuffle);
-        let plan = memory_plan(&subject, task, &adapter, options, &mut order)?;
+        let plan = memory_plan::<L>(&subject, &adapter, options, &mut order)?;
         tracing::info!("memory plan: {plan:?}");
         let train_options = TrainOptions {
             optimizer: AdamWOptions {
@@ -229,17 +211,11 @@ impl<'a> Run<'a> {
             trainer.restore(checkpoint.trainer)?;
         }
         let metrics = Metrics::open(&options.out.join("metrics.jsonl"), trainer.steps())?;
-        let engine = StepEngine {
-            decoder: subject.decoder,
-            max_pass_tokens: plan.max_pass_tokens,
-            cancel: interrupt.cancel_token(),
-        };
         Ok(Self {
             subject,
-            task,
+            learner,
             options,
             trainer,
-            engine,
             order,
             position,
             metrics,
@@ -263,8 +239,8 @@ impl<'a> Run<'a> {
         let started = Instant::now();
         let (samples, position) = self.draw()?;
         let rate = self.options.learning_rate;
-        let report = match self.task.step(samples, &mut self.trainer, &self.engine, rate) {
-            Err(RunError::Train(TrainError::Engine(EngineError::Cancelled))) => return Ok(None),
+        let report = match self.learner.step(&mut self.trainer, &samples, rate) {
+            Err(TrainError::Engine(EngineError::Cancelled)) => return Ok(None),
             other => other?,
         };
         self.position = position;
@@ -278,7 +254,7 @@ impl<'a> Run<'a> {
     }
 
     /// The next rows that have something to learn, and the position after them.
-    fn draw(&mut self) -> Result<(Vec<Sample>, u64), RunError> {
+    fn draw(&mut self) -> Result<(Vec<L::Sample>, u64), RunError> {
         let subject = self.subject;
         let rows = subject.dataset.len() as u64;
         let mut samples = Vec::with_capacity(self.options.rows_per_step);
@@ -286,7 +262,7 @@ impl<'a> Run<'a> {
         while samples.len() < self.options.rows_per_step {
             let row = self.order.row(position);
             position += 1;
-            match self.task.sample(subject.dataset, subject.encoder, row)? {
+            match L::sample(subject.dataset, row, subject.encoder)? {
                 Some(sample) => {
                     samples.push(sample);
                     in_vain = 0;
@@ -341,9 +317,8 @@ const PROBED_ROWS: u64 = 64;
 
 /// Lays training out in memory for batches as long as the first rows suggest and sequences as long
 /// as they may be.
-fn memory_plan(
+fn memory_plan<L: Learner>(
     subject: &Subject<'_>,
-    task: &Task,
     adapter: &Adapter,
     options: &RunOptions,
     order: &mut RowOrder,
@@ -351,14 +326,10 @@ fn memory_plan(
     let probed = PROBED_ROWS.min(subject.dataset.len() as u64);
     let mut lengths = Vec::new();
     for position in 0..probed {
-        let sample = task.sample(subject.dataset, subject.encoder, order.row(position))?;
-        lengths.extend(sample.map(|sample| sample.num_tokens()));
+        let sample = L::sample(subject.dataset, order.row(position), subject.encoder)?;
+        lengths.extend(sample.as_ref().map(L::num_tokens));
     }
-    let seq_len = subject.encoder.seq_len();
-    let longest = match task {
-        Task::Answers => seq_len,
-        Task::Preferences(_) => 2 * seq_len,
-    };
+    let longest = L::longest(subject.encoder.seq_len());
     let mean = lengths.iter().sum::<usize>() / lengths.len().max(1);
     let files = subject.model.files().iter();
     let workload = Workload {

@@ -1,4 +1,5 @@
-//! Log-probabilities of the frozen reference, computed once per preference pair and kept.
+//! The frozen reference of preference training, whose log-probabilities are computed once per pair
+//! and kept.
 //!
 //! The reference of preference training never changes, so a device that stays in a federation
 //! computes it once and finds it again in every later round. The key covers all that the numbers
@@ -15,7 +16,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::{PairLogProbs, reference_log_probs};
+use super::{PairEvaluation, PairLogProbs, evaluate_pairs};
 use crate::adapter::Adapter;
 use crate::data::TokenizedPair;
 use crate::model::{CancelToken, Decoder, EngineError};
@@ -24,11 +25,13 @@ const HEADER: &[u8; 8] = b"FTREF\0\0\x01";
 const KEY: usize = 32;
 const RECORD: usize = KEY + 2 * size_of::<f64>();
 
-/// Reference log-probabilities by pair, in memory and, if opened with a file, on disk.
+/// The base model, or a frozen adapter on it, with the log-probabilities known of it: in memory and,
+/// if opened with a file, on disk.
 #[derive(Debug)]
-pub struct ReferenceCache {
-    /// Hash of base model and reference adapter.
-    reference: [u8; KEY],
+pub struct Reference {
+    adapter: Option<Adapter>,
+    /// Hash of base model and adapter.
+    hash: [u8; KEY],
     known: HashMap<[u8; KEY], PairLogProbs>,
     file: Option<File>,
 }
@@ -37,31 +40,31 @@ pub struct ReferenceCache {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReferenceError {
-    /// The cache's file cannot be read or written.
-    #[error("the cache of reference log-probabilities: {0}; remove the file to start it anew")]
+    /// The file cannot be read or written.
+    #[error("the reference's log-probabilities: {0}; remove the file to compute them anew")]
     File(#[from] io::Error),
     /// The engine failed or was cancelled.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
 
-impl ReferenceCache {
-    /// A cache in memory for the base model with hash `model_hash` and, as reference, the model
-    /// itself or a frozen `adapter` on it.
-    pub fn new(model_hash: &str, adapter: Option<&Adapter>) -> Self {
+impl Reference {
+    /// The base model with hash `model_hash` itself, or a frozen `adapter` on it.
+    pub fn new(model_hash: &str, adapter: Option<Adapter>) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(model_hash);
-        if let Some(adapter) = adapter {
+        if let Some(adapter) = &adapter {
             hasher.update(adapter.config.scale().to_le_bytes());
             for parameter in adapter.parameters.iter() {
                 hasher.update(&parameter.name);
                 parameter.values.iter().for_each(|value| hasher.update(value.to_le_bytes()));
             }
         }
-        Self { reference: hasher.finalize().into(), known: HashMap::new(), file: None }
+        Self { adapter, hash: hasher.finalize().into(), known: HashMap::new(), file: None }
     }
 
-    /// The same cache, kept in the file at `path`; what it holds already is known from now on.
+    /// The same reference, its log-probabilities kept in the file at `path`; those it holds already
+    /// are known from now on.
     ///
     /// # Errors
     /// When the file cannot be read or written.
@@ -101,23 +104,30 @@ impl ReferenceCache {
     pub fn log_probs(
         &mut self,
         decoder: &Decoder,
-        adapter: Option<&Adapter>,
         pairs: &[TokenizedPair],
-        max_pass_tokens: usize,
         cancel: &CancelToken,
     ) -> Result<Vec<PairLogProbs>, ReferenceError> {
-        let keys: Vec<_> = pairs.iter().map(|pair| self.key(pair)).collect();
-        let missing: Vec<usize> =
-            (0..pairs.len()).filter(|&i| !self.known.contains_key(&keys[i])).collect();
-        let unknown: Vec<_> = missing.iter().map(|&i| pairs[i].clone()).collect();
-        let computed = reference_log_probs(decoder, adapter, &unknown, max_pass_tokens, cancel)?;
-        for (&i, &log_probs) in missing.iter().zip(&computed) {
-            self.known.insert(keys[i], log_probs);
-            if let Some(file) = &mut self.file {
-                file.write_all(&encode(&keys[i], log_probs))?;
+        let mut found = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            let key = self.key(pair);
+            if let Some(&known) = self.known.get(&key) {
+                found.push(known);
+                continue;
+            }
+            // Each pair in a pass of its own: its numbers must not depend on which others are
+            // unknown, or a run that was resumed would differ in the last bit.
+            let (adapter, pair) = (self.adapter.as_ref(), std::slice::from_ref(pair));
+            for PairEvaluation { log_probs, .. } in
+                evaluate_pairs(decoder, adapter, pair, pair[0].num_tokens(), cancel)?
+            {
+                found.push(log_probs);
+                self.known.insert(key, log_probs);
+                if let Some(file) = &mut self.file {
+                    file.write_all(&encode(&key, log_probs))?;
+                }
             }
         }
-        Ok(keys.iter().map(|key| self.known[key]).collect())
+        Ok(found)
     }
 
     /// Pairs whose log-probabilities are known.
@@ -132,7 +142,7 @@ impl ReferenceCache {
 
     fn key(&self, pair: &TokenizedPair) -> [u8; KEY] {
         let mut hasher = Sha256::new();
-        hasher.update(self.reference);
+        hasher.update(self.hash);
         for ids in [&pair.prompt, &pair.chosen, &pair.rejected] {
             hasher.update((ids.len() as u64).to_le_bytes());
             ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
@@ -164,7 +174,7 @@ fn decode(record: &[u8; RECORD]) -> ([u8; KEY], PairLogProbs) {
 mod tests {
     use super::*;
 
-    fn known(cache: &ReferenceCache) -> Vec<[u8; KEY]> {
+    fn known(cache: &Reference) -> Vec<[u8; KEY]> {
         let mut keys: Vec<_> = cache.known.keys().copied().collect();
         keys.sort_unstable();
         keys
@@ -174,7 +184,7 @@ mod tests {
     fn a_file_cut_off_in_a_record_keeps_the_records_before_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("reference");
-        let mut cache = ReferenceCache::new("model", None).kept_in(&path).unwrap();
+        let mut cache = Reference::new("model", None).kept_in(&path).unwrap();
         for i in 0..3u8 {
             let record = encode(&[i; KEY], PairLogProbs { chosen: -1.5, rejected: f64::from(i) });
             cache.file.as_mut().unwrap().write_all(&record).unwrap();
@@ -182,7 +192,7 @@ mod tests {
         drop(cache);
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 5]).unwrap();
-        let cache = ReferenceCache::new("model", None).kept_in(&path).unwrap();
+        let cache = Reference::new("model", None).kept_in(&path).unwrap();
         assert_eq!(known(&cache), [[0; KEY], [1; KEY]]);
         assert_eq!(cache.known[&[1; KEY]], PairLogProbs { chosen: -1.5, rejected: 1.0 });
         // And what is appended next is found again.
@@ -195,7 +205,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("reference");
         std::fs::write(&path, b"something else entirely").unwrap();
-        assert!(ReferenceCache::new("model", None).kept_in(&path).unwrap().is_empty());
+        assert!(Reference::new("model", None).kept_in(&path).unwrap().is_empty());
         assert_eq!(std::fs::read(&path).unwrap(), HEADER);
     }
 
@@ -206,8 +216,8 @@ mod tests {
             chosen: chosen.to_vec(),
             rejected: vec![9],
         };
-        let cache = ReferenceCache::new("model", None);
-        let other = ReferenceCache::new("another", None);
+        let cache = Reference::new("model", None);
+        let other = Reference::new("another", None);
         assert_ne!(cache.key(&pair(&[1, 2], &[3])), cache.key(&pair(&[1], &[2, 3])));
         assert_ne!(cache.key(&pair(&[1], &[2])), other.key(&pair(&[1], &[2])));
     }

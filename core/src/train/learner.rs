@@ -1,0 +1,115 @@
+//! What is learnt from rows: answers (SFT) or preferences (DPO and its kin).
+
+use super::{PairLogProbs, PreferenceLoss, Reference, StepReport, TrainError, Trainer};
+use crate::data::{Dataset, DatasetError, Encoder, TokenizedExample, TokenizedPair};
+
+/// A way of learning: how a row becomes a sample, and what a step on samples does.
+pub trait Learner {
+    /// A row, tokenised.
+    type Sample;
+
+    /// Row `row` as a sample; `None` where nothing to learn is left within the sequence length.
+    ///
+    /// # Errors
+    /// When the row cannot be read or tokenised.
+    fn sample(
+        dataset: &Dataset,
+        row: u32,
+        encoder: &Encoder<'_>,
+    ) -> Result<Option<Self::Sample>, DatasetError>;
+
+    /// Tokens that a plain implementation would process for a sample.
+    fn num_tokens(sample: &Self::Sample) -> usize;
+
+    /// The most tokens of a sample whose sequences have at most `seq_len`.
+    fn longest(seq_len: usize) -> usize;
+
+    /// Takes one optimiser step.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    fn step(
+        &mut self,
+        trainer: &mut Trainer<'_>,
+        samples: &[Self::Sample],
+        learning_rate: f64,
+    ) -> Result<StepReport, TrainError>;
+}
+
+/// Learns answers token by token.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AnswerLearner;
+
+impl Learner for AnswerLearner {
+    type Sample = TokenizedExample;
+
+    fn sample(
+        dataset: &Dataset,
+        row: u32,
+        encoder: &Encoder<'_>,
+    ) -> Result<Option<TokenizedExample>, DatasetError> {
+        dataset.example(row, encoder)
+    }
+
+    fn num_tokens(sample: &TokenizedExample) -> usize {
+        sample.ids.len()
+    }
+
+    fn longest(seq_len: usize) -> usize {
+        seq_len
+    }
+
+    fn step(
+        &mut self,
+        trainer: &mut Trainer<'_>,
+        samples: &[TokenizedExample],
+        learning_rate: f64,
+    ) -> Result<StepReport, TrainError> {
+        trainer.step(samples, learning_rate)
+    }
+}
+
+/// Learns which of two answers is better.
+#[derive(Debug)]
+pub struct PreferenceLearner {
+    /// The loss.
+    pub loss: PreferenceLoss,
+    /// Strength β.
+    pub beta: f64,
+    /// What rewards are measured against; asked only where the loss needs it.
+    pub reference: Reference,
+}
+
+impl Learner for PreferenceLearner {
+    type Sample = TokenizedPair;
+
+    fn sample(
+        dataset: &Dataset,
+        row: u32,
+        encoder: &Encoder<'_>,
+    ) -> Result<Option<TokenizedPair>, DatasetError> {
+        dataset.pair(row, encoder)
+    }
+
+    fn num_tokens(sample: &TokenizedPair) -> usize {
+        sample.num_tokens()
+    }
+
+    fn longest(seq_len: usize) -> usize {
+        2 * seq_len
+    }
+
+    fn step(
+        &mut self,
+        trainer: &mut Trainer<'_>,
+        samples: &[TokenizedPair],
+        learning_rate: f64,
+    ) -> Result<StepReport, TrainError> {
+        let reference = if self.loss.needs_reference() {
+            trainer.look_up(&mut self.reference, samples)?
+        } else {
+            vec![PairLogProbs { chosen: 0.0, rejected: 0.0 }; samples.len()]
+        };
+        trainer.step_preferences(samples, &reference, self.loss, self.beta, learning_rate)
+    }
+}
