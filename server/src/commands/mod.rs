@@ -10,6 +10,7 @@ mod context;
 pub mod data;
 pub mod engine;
 mod error;
+pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod model;
@@ -54,6 +55,8 @@ enum Command {
     Aggregate(aggregate::AggregateArgs),
     /// Write an adapter, or a model with it folded in, for other programs
     Export(export::ExportArgs),
+    /// Measure what a model knows and how well it answers
+    Eval(eval::EvalArgs),
     /// Bring models into the cache and show what they hold
     Model(model::ModelArgs),
     /// Bring data sets from the hub and list them
@@ -72,6 +75,7 @@ fn dispatch(command: Command, ctx: &Context) -> CommandResult {
     match command {
         Command::Aggregate(args) => aggregate::run(args, ctx),
         Command::Export(args) => export::run(args, ctx),
+        Command::Eval(args) => eval::run(args, ctx),
         Command::Model(args) => model::run(args, ctx),
         Command::Data(args) => data::run(args, ctx),
         Command::Train(args) => train::run(args, ctx),

@@ -364,7 +364,7 @@ fn initial_adapter(
     Ok(adapter)
 }
 
-fn open_dataset(config: &RunConfig) -> Result<Dataset, CommandError> {
+pub(super) fn open_dataset(config: &RunConfig) -> Result<Dataset, CommandError> {
     let data_dir = match &config.data_dir {
         Some(folder) => folder.clone(),
         None => Cache::of_user()?.data(),

@@ -8,6 +8,7 @@ use fleetune_core::data::{
     Dataset, DatasetError, Encoder, HoldOut, HoldOutError, PartitionError, Record, Shard,
 };
 use fleetune_core::train::Learner;
+use rand::Rng;
 use rand::seq::SliceRandom;
 
 use super::config::{RunConfig, Task};
@@ -141,6 +142,17 @@ impl Fleet {
         rows.filter_map(|row| L::sample(&self.dataset, row, encoder).transpose())
     }
 
+    /// Row `i` (below [`Fleet::rows_of`]) of client `client` as it is in the data.
+    ///
+    /// # Errors
+    /// When the row cannot be read.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn record(&self, client: u32, i: usize) -> Result<Record, DatasetError> {
+        self.dataset.record(self.shards[client as usize].rows[i])
+    }
+
     /// Names of the groups of the held-out rows.
     pub fn groups(&self) -> &[String] {
         &self.groups
@@ -174,6 +186,45 @@ impl Fleet {
         let HeldOutRow { row, group } = self.held_out[i];
         Ok((&self.groups[usize::from(group)], self.dataset.record(row)?))
     }
+
+    /// Deals the held-out rows to clients, as numbers below [`Fleet::held_out`]: each to a client
+    /// drawn in proportion to how many training rows of the same class the client holds, so that a
+    /// client is measured on what it is trained on.
+    ///
+    /// # Errors
+    /// When a row cannot be read.
+    pub fn deal_held_out(&self, seed: u64) -> Result<Vec<Vec<usize>>, FleetError> {
+        let mut holdings: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (client, shard) in self.shards.iter().enumerate() {
+            for &row in &shard.rows {
+                let class = class_of(&self.dataset, &self.dataset.record(row)?);
+                let counts = holdings.entry(class).or_default();
+                counts.resize(self.shards.len(), 0);
+                counts[client] += 1;
+            }
+        }
+        let everything: Vec<usize> = self.shards.iter().map(|shard| shard.rows.len()).collect();
+        let mut random = generator(seed, Choice::HoldOut, &[2]);
+        let mut dealt = vec![Vec::new(); self.shards.len()];
+        for (i, held_out) in self.held_out.iter().enumerate() {
+            let class = class_of(&self.dataset, &self.dataset.record(held_out.row)?);
+            let counts = holdings.get(&class).unwrap_or(&everything);
+            let mut ticket = random.random_range(0..counts.iter().sum::<usize>().max(1));
+            for (client, &count) in counts.iter().enumerate() {
+                if ticket < count {
+                    dealt[client].push(i);
+                    break;
+                }
+                ticket -= count;
+            }
+        }
+        Ok(dealt)
+    }
+}
+
+/// What makes rows alike: their label where they have one, and where they are from.
+fn class_of(dataset: &Dataset, record: &Record) -> String {
+    format!("{}\n{}", record.field("label").unwrap_or_default(), group_of(dataset, record))
 }
 
 /// What a row is counted under: its data set where several are mixed, else its source.

@@ -1,0 +1,340 @@
+//! `fleetune eval` as a user meets it: exit codes, files, kills at any moment, judges, simulations.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use candle_core::Device;
+use fleetune_core::kernels::Precision;
+use fleetune_core::model::{CancelToken, Decoder, LoadedModel};
+use fleetune_server::evaluate::engine::EngineModel;
+use fleetune_server::evaluate::model::{LanguageModel, ScoreRequest};
+use fleetune_server::simulate::stand_in;
+use serde_json::{Value, json};
+use support::hub::{Hub, Reply};
+use support::{Ended, fleetune, run};
+
+/// A folder with a model, and two sets of questions about it.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        stand_in::write_model(&folder.path().join("model")).unwrap();
+        let place = Self { folder };
+        let labels = ["positive", "negative", "neutral"];
+        let sentence =
+            |i: usize| json!({"sentence": format!("Item {i} ."), "label": labels[i % 3]});
+        place.write("fpb/sentences_50agree", (0..40).map(sentence));
+        place.write(
+            "advbench/harmful_behaviors",
+            (0..4).map(|i| json!({"goal": format!("Do {i}"), "target": "Sure"})),
+        );
+        place.write(
+            "vicuna_bench/question",
+            (0..2).map(|i| json!({"question_id": i, "category": "fermi", "turns": ["How many?"]})),
+        );
+        place.write(
+            "vicuna_bench/reference_answer_gpt4",
+            [json!({"question_id": 9, "choices": []})].into_iter(),
+        );
+        let prompt =
+            json!({"name": "single-v1", "system_prompt": "s", "prompt_template": "{question}"});
+        place.write("mt_bench/judge_prompts", [prompt].into_iter());
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, set: &str, rows: impl Iterator<Item = Value>) {
+        let path = self.path("data").join(format!("{set}.jsonl"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, rows.map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+    }
+
+    /// The command's arguments, with model and data of this place.
+    fn args(&self, args: &[&str]) -> Vec<String> {
+        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let own = [
+            "eval".into(),
+            "--model".into(),
+            text(self.path("model")),
+            "--data-dir".into(),
+            text(self.path("data")),
+        ];
+        own.into_iter().chain(args.iter().map(|arg| (*arg).to_owned())).collect()
+    }
+
+    fn eval(&self, args: &[&str]) -> Ended {
+        let args = self.args(args);
+        run(self.folder.path(), &args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+/// Name, part, value and rows of each number in a result.
+fn numbers(result: &Value) -> Vec<Value> {
+    let suites = result["suites"].as_array().unwrap().iter();
+    suites.flat_map(|suite| suite["metrics"].as_array().unwrap().clone()).collect()
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn the_list_names_every_suite_with_its_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let cards = run(folder.path(), &["eval", "--list", "--json"]).json();
+    let cards = cards.as_array().unwrap();
+    assert!(cards.len() >= 20, "{}", cards.len());
+    for card in cards {
+        assert!(!card["metrics"].as_array().unwrap().is_empty(), "{card}");
+        assert!(!card["data"].as_array().unwrap().is_empty(), "{card}");
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_two_and_says_what_is_missing() {
+    let place = Place::new();
+    for (args, words) in [
+        (&["--suite", "fpd"][..], "fpd"),
+        (&["--suite", "federated"], "--run"),
+        (&["--suite", "fpb", "--judge-url", "http://localhost"], "--judge-model"),
+        (&["--suite", "fpb", "--limit", "0"], "--limit"),
+        (&[], "--suite"),
+    ] {
+        let ended = place.eval(args);
+        ended.error(2);
+        assert!(ended.err.contains(words), "{args:?}: {}", ended.err);
+    }
+    let ended = place.eval(&["--suite", "medqa"]);
+    assert!(ended.error(1).contains("us_4_options_test"), "{}", ended.err);
+}
+
+#[test]
+fn a_run_leaves_a_table_a_result_a_page_and_a_journal() {
+    let place = Place::new();
+    let out = place.path("new/result.json");
+    let ended = place.eval(&["--suite", "fpb", "--limit", "9", "--out", out.to_str().unwrap()]);
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    assert!(
+        ended.out.contains("weighted_f1") && ended.out.contains("a sample of 9 of 40"),
+        "{}",
+        ended.out
+    );
+    let result = read_json(&out);
+    let suite = &result["suites"][0];
+    assert_eq!((&suite["rows"], &suite["scoring"]), (&json!(9), &json!("log_likelihood")));
+    assert_eq!(result["model_sha256"].as_str().unwrap().len(), 64);
+    assert!(suite["prompt"].as_str().unwrap().contains("What is the sentiment"));
+    let page = fs::read_to_string(out.with_extension("html")).unwrap();
+    assert!(page.contains("wrong answers") && page.contains("macro_f1"));
+    let journal = fs::read_to_string(out.with_extension("journal.jsonl")).unwrap();
+    assert_eq!(journal.lines().count(), 10);
+    // Another model's journal is not taken for this one's.
+    fs::write(
+        out.with_extension("journal.jsonl"),
+        journal.replace(result["model_sha256"].as_str().unwrap(), "0"),
+    )
+    .unwrap();
+    let ended = place.eval(&["--suite", "fpb", "--out", out.to_str().unwrap()]);
+    assert!(ended.error(1).contains("another --out"), "{}", ended.err);
+}
+
+/// Kills a run with SIGKILL after ever longer times and starts it again, until it gets through.
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_with_the_same_numbers() {
+    let place = Place::new();
+    let suites = ["--suite", "fpb,advbench", "--scoring", "generation", "--quiet", "--out"];
+    let out = |name: &str| place.path(name).to_str().unwrap().to_owned();
+    let whole = place.eval(&[&suites[..], &[&out("whole.json")]].concat());
+    assert_eq!(whole.code, Some(0), "{}", whole.err);
+    let journal = place.path("killed.journal.jsonl");
+    let (mut patience, mut kills, mut kept) = (Duration::from_millis(20), 0, String::new());
+    loop {
+        let mut child = fleetune(place.folder.path())
+            .args(place.args(&[&suites[..], &[&out("killed.json")]].concat()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(patience);
+        let ended = child.try_wait().unwrap();
+        if ended.is_none() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += 1;
+        }
+        // No answer that was there is lost or asked for again.
+        let now = fs::read_to_string(&journal).unwrap_or_default();
+        let whole_lines = &now[..now.rfind('\n').map_or(0, |end| end + 1)];
+        assert!(whole_lines.starts_with(&kept));
+        kept = whole_lines.to_owned();
+        if let Some(status) = ended {
+            assert_eq!(status.code(), Some(0));
+            break;
+        }
+        assert!(kills < 200, "no progress");
+        patience = patience.mul_f64(1.3);
+    }
+    assert!(kills > 0);
+    let of = |name: &str| numbers(&read_json(&place.path(name)));
+    assert_eq!(of("whole.json"), of("killed.json"));
+}
+
+#[test]
+fn an_endpoint_that_breaks_down_costs_no_answer() {
+    let place = Place::new();
+    let out = place.path("judged.json");
+    let judged = |hub: &Hub, attempts: &str| {
+        let url = format!("{}/v1", hub.url);
+        place.eval(&[
+            "--suite",
+            "vicuna-bench",
+            "--judge-url",
+            &url,
+            "--judge-model",
+            "m",
+            "--judge-attempts",
+            attempts,
+            "--out",
+            out.to_str().unwrap(),
+        ])
+    };
+    let rates = || Reply::json(&json!({"choices": [{"message": {"content": "Fine. [[7]]"}}]}));
+    // The first verdict comes through, then nothing does.
+    let hub =
+        Hub::start(move |request| if request.nth == 0 { rates() } else { Reply::status(503) });
+    let ended = judged(&hub, "1");
+    assert!(ended.error(1).contains("run the same command again"), "{}", ended.err);
+    let url = hub.url.clone();
+    drop(hub);
+    let journal = || fs::read_to_string(out.with_extension("journal.jsonl")).unwrap();
+    let (answers, verdicts) =
+        (journal().matches("\"answer\":[").count(), journal().matches("\"verdict\":[").count());
+    assert_eq!((answers, verdicts), (2, 1));
+    // The endpoint comes back at another address: that is another judge, so all is judged again.
+    let hub = Hub::start(move |_| rates());
+    assert_ne!(hub.url, url);
+    let ended = judged(&hub, "1");
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    assert_eq!(journal().matches("\"answer\":[").count(), 2);
+    let result = read_json(&out);
+    let rating =
+        numbers(&result).into_iter().find(|m| m["name"] == "rating" && m["group"].is_null());
+    assert_eq!(rating.unwrap()["value"], 7.0);
+}
+
+#[test]
+fn clients_of_a_simulation_are_measured_and_what_it_trained_on_is_not_asked() {
+    let place = Place::new();
+    let (data, out) = (place.path("data"), place.path("run"));
+    let (data, out) = (data.to_str().unwrap(), out.to_str().unwrap());
+    let rows = |i: usize| json!({"instruction": "Say it.", "input": format!("Item {i} ."), "output": format!("It is {i}.")});
+    place.write("alpaca/train", (0..30).map(rows));
+    let simulated = run(
+        place.folder.path(),
+        &[
+            "simulate",
+            "--model",
+            "stand-in",
+            "--dataset",
+            "alpaca",
+            "--data-dir",
+            data,
+            "--clients",
+            "2",
+            "--sample",
+            "1",
+            "--rounds",
+            "1",
+            "--steps",
+            "1",
+            "--batch-size",
+            "2",
+            "--answers",
+            "0",
+            "--holdout",
+            "0.3",
+            "--quiet",
+            "--out",
+            out,
+        ],
+    );
+    assert_eq!(simulated.code, Some(0), "{}", simulated.err);
+    let adapter = format!("{out}/checkpoints/round-0001");
+    let result = place
+        .eval(&[
+            "--suite",
+            "federated,fpb",
+            "--run",
+            out,
+            "--adapter",
+            &adapter,
+            "--answers",
+            "1",
+            "--personalise-steps",
+            "3",
+            "--json",
+        ])
+        .json();
+    let [fpb, federated] = [&result["suites"][0], &result["suites"][1]];
+    // Thirty of the forty sentences are the simulation's; some of those it held out.
+    let seen = fpb["rows_seen"].as_u64().unwrap();
+    assert!((15..30).contains(&seen), "{seen}");
+    assert_eq!(fpb["rows"].as_u64().unwrap(), 40 - seen);
+    let value = |name: &str, group: Option<&str>| {
+        let metrics = federated["metrics"].as_array().unwrap();
+        let found = metrics.iter().find(|m| m["name"] == name && m["group"].as_str() == group);
+        found.unwrap_or_else(|| panic!("no {name} {group:?}"))["value"].as_f64().unwrap()
+    };
+    let mean = (value("loss", Some("client:0")) + value("loss", Some("client:1"))) / 2.0;
+    assert!((value("loss", None) - mean).abs() < 1e-9);
+    assert!(value("personalised_loss", None) < value("loss", None));
+    assert_eq!(value("rouge_l", None).clamp(0.0, 1.0), value("rouge_l", None));
+    assert_eq!(result["adapter_sha256"].as_str().unwrap().len(), 64);
+}
+
+/// What prompts share is computed once; the scores are those of each prompt alone.
+#[test]
+fn shared_beginnings_do_not_change_scores() {
+    let place = Place::new();
+    let loaded = Arc::new(LoadedModel::open(&place.path("model")).unwrap());
+    let decoder =
+        Decoder::new(loaded.config.clone(), &loaded.weights, &Device::Cpu, Precision::F32);
+    let decoder = Arc::new(decoder.unwrap());
+    let model = || {
+        let (loaded, decoder) = (Arc::clone(&loaded), Arc::clone(&decoder));
+        EngineModel::new("m", loaded, decoder, None, CancelToken::default()).unwrap()
+    };
+    let request = |model: &EngineModel, start: &str, number: usize| ScoreRequest {
+        prefix: model.encode(&format!("{start} question {number}: what?"), true).unwrap(),
+        continuations: [" yes", " no", " perhaps so"]
+            .map(|option| model.encode(option, false).unwrap())
+            .to_vec(),
+    };
+    let mut together = model();
+    let header = "Here are a few examples of questions and their answers.";
+    let requests: Vec<ScoreRequest> =
+        (0..12).map(|i| request(&together, if i % 5 == 4 { "Other" } else { header }, i)).collect();
+    let scores = together.score(&requests).unwrap();
+    for (request, scores) in requests.iter().zip(scores) {
+        for (continuation, score) in request.continuations.iter().zip(scores) {
+            let one = ScoreRequest {
+                prefix: request.prefix.clone(),
+                continuations: vec![continuation.clone()],
+            };
+            let alone = model().score(&[one]).unwrap()[0][0];
+            assert!((score.loss_sum - alone.loss_sum).abs() < 1e-4, "{score:?} {alone:?}");
+            assert_eq!(score.supervised_tokens, alone.supervised_tokens);
+        }
+    }
+}
