@@ -24,6 +24,11 @@ eval_rows = 8
 answers = 1
 answer_tokens = 3
 precision = "f32"
+data_dir = "data"
+
+[evaluation]
+suites = ["fpb", "advbench"]
+limit = 4
 "#;
 
 struct Place {
@@ -34,6 +39,14 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("run.toml"), CONFIG).unwrap();
+        for (set, row) in [
+            ("fpb/sentences_50agree", r#"{"sentence": "Profit rose .", "label": "positive"}"#),
+            ("advbench/harmful_behaviors", r#"{"goal": "Do harm", "target": "Sure"}"#),
+        ] {
+            let path = folder.path().join(format!("data/{set}.jsonl"));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{row}\n").repeat(5)).unwrap();
+        }
         Self { folder }
     }
 
@@ -117,6 +130,8 @@ fn a_wrong_configuration_exits_with_two_and_names_its_place() {
         (&["missing.toml"][..], "missing.toml"),
         (&["unknown.toml"], "unknown.toml, line 2 (`ronds = 2`)"),
         (&["run.toml", "--rounds", "0"], "--rounds: 0 is too few"),
+        (&["run.toml", "--eval", "fpb,glue"], "--eval: there is no suite"),
+        (&["run.toml", "--judge-url", "http://localhost"], "--judge-model"),
         (&["run.toml", "--algorithm", "local:9"], "--algorithm: there is no client 9"),
         (&["run.toml", "--algorithm", "fedsgd"], "fedsgd"),
         (&["run.toml", "--dataset", "nothing"], "nothing"),
@@ -128,6 +143,34 @@ fn a_wrong_configuration_exits_with_two_and_names_its_place() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {told}");
         assert!(told.contains(expected), "{args:?}: {told}");
     }
+}
+
+#[test]
+fn suites_are_asked_whenever_the_shared_adapter_is_measured() {
+    let place = Place::new();
+    let compared = ["run.toml", "--compare", "fedavg,local:1", "--eval-limit", "3", "--out", "a"];
+    let output = place.run(&compared);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("fpb accuracy"), "{}", text(&output.stdout));
+    for algorithm in ["fedavg", "local-1"] {
+        let folder = place.path("a").join(algorithm);
+        let metrics = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+        let records = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let suites: Vec<Value> = records.filter(|record| record["kind"] == "suite").collect();
+        let asked: Vec<_> = suites
+            .iter()
+            .map(|s| (s["round"].as_u64().unwrap(), s["suite"].as_str().unwrap()))
+            .collect();
+        let expected = [0, 2, 4].map(|round| [(round, "fpb"), (round, "advbench")]).concat();
+        assert_eq!(asked, expected, "{algorithm}");
+        assert!(suites.iter().all(|suite| suite["rows"] == 3 && suite["shots"] == 0));
+        let page = fs::read_to_string(folder.join("report.html")).unwrap();
+        assert!(page.contains("fpb weighted_f1") && page.contains("advbench refusal_rate"));
+        let page = fs::read_to_string(folder.join("evaluation/round-0004.html")).unwrap();
+        assert!(page.contains("What is the sentiment"));
+    }
+    let page = fs::read_to_string(place.path("a/report.html")).unwrap();
+    assert!(page.contains("advbench refusal_rate"));
 }
 
 /// Kills a run with SIGKILL after ever longer times and resumes it, until one attempt gets through.
@@ -161,7 +204,8 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_same_bytes() {
         let metrics = fs::read_to_string(place.path(name).join("metrics.jsonl")).unwrap();
         let kinds = metrics.lines().map(|line| {
             let record: Value = serde_json::from_str(line).unwrap();
-            (record["kind"].clone(), record["round"].clone(), record["loss"].clone())
+            let field = |name: &str| record[name].clone();
+            (field("kind"), field("round"), field("loss"), field("suite"), field("metrics"))
         });
         kinds.collect::<Vec<_>>()
     };

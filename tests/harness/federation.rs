@@ -88,6 +88,7 @@ impl StandIn {
             fleet: &fleet,
             initial_adapter: None,
             references: &references,
+            suites: None,
             base_name: "stand-in",
             notice: None,
         };

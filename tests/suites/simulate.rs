@@ -35,6 +35,9 @@ fn timeless(run: &Path) -> Vec<Record> {
             Record::Client(client) => client.seconds = 0.0,
             Record::Round(round) => (round.seconds, round.elapsed_seconds) = (0.0, 0.0),
             Record::Evaluation(evaluation) => evaluation.seconds = 0.0,
+            Record::Suite(suite) => {
+                (suite.result.seconds, suite.result.rows_per_second) = (0.0, 0.0);
+            }
         }
     }
     records

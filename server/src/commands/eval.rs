@@ -1,12 +1,12 @@
 //! `fleetune eval`: suites of questions for a model with or without an adapter.
 
 mod federated;
+pub(super) mod tools;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -14,25 +14,20 @@ use fleetune_core::adapter::{Adapter, TENSORS_FILE};
 use fleetune_core::model::{Decoder, LoadedModel};
 use sha2::{Digest, Sha256};
 
+use self::tools::{JUDGE_ATTEMPTS, JudgeChoice};
 use super::engine::{Engine, EngineArgs, load_adapter};
 use super::{CommandError, CommandResult, Context, values};
-use crate::evaluate::code::ProgramRunner;
 use crate::evaluate::data::DataFolder;
 use crate::evaluate::engine::{Applied, EngineModel};
 use crate::evaluate::federated as federated_view;
 use crate::evaluate::journal::Journal;
-use crate::evaluate::judge::{Endpoint, EndpointOptions, Judge, LocalJudge};
 use crate::evaluate::model::LanguageModel;
 use crate::evaluate::result::{EvaluationResult, page, table};
 use crate::evaluate::run::{self, Plan, RunError, Watcher};
-use crate::evaluate::sandbox::Sandbox;
 use crate::evaluate::suite::{Card, Scoring, Tools, Wrapping};
 use crate::evaluate::suites;
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit, note};
-
-/// Variables that may hold the judge's key, in order.
-const KEY_VARIABLES: [&str; 2] = ["FLEETUNE_JUDGE_KEY", "OPENAI_API_KEY"];
 
 /// Arguments of `fleetune eval`.
 #[derive(Debug, Args)]
@@ -93,7 +88,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "NAME")]
     judge_model: Option<String>,
     /// How often to ask a failing judge before giving up
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = JUDGE_ATTEMPTS, value_parser = clap::value_parser!(u32).range(1..))]
     judge_attempts: u32,
     /// Run programs that the model wrote even where they cannot be confined: they can then reach the
     /// network and all of your files
@@ -131,8 +126,14 @@ pub fn run(args: EvalArgs, ctx: &Context) -> CommandResult {
     }
     let plan = plan(&args, simulation.as_ref())?;
     // Before the model is loaded: a machine without a sandbox should say so at once.
-    let programs = programs(&args, &plan)?;
-    let mut tools = Tools { programs, judge: judge(&args, ctx)? };
+    let programs = tools::programs(&plan.suites, args.allow_unsandboxed)?;
+    let judge = JudgeChoice {
+        model: args.judge_model.as_deref(),
+        url: args.judge_url.as_deref(),
+        attempts: args.judge_attempts,
+        precision: args.engine.precision,
+    };
+    let mut tools = Tools { programs, judge: tools::judge(&judge, ctx)? };
     let opened = Opened::new(&args.engine, args.adapter.as_deref(), ctx)?;
     let mut model = opened.language_model(&interrupt)?;
     let files = args.out.as_deref().map(Files::new);
@@ -221,40 +222,6 @@ fn plan(args: &EvalArgs, simulation: Option<&federated::Simulation>) -> Result<P
             None => HashSet::new(),
         },
     })
-}
-
-/// Where programs run, if a suite has any.
-fn programs(args: &EvalArgs, plan: &Plan) -> Result<Option<ProgramRunner>, CommandError> {
-    if !plan.suites.iter().any(|suite| suite.card().family == "code") {
-        return Ok(None);
-    }
-    let launcher = std::env::current_exe().context("cannot find the fleetune binary")?;
-    let sandbox = match Sandbox::open(launcher) {
-        Ok(sandbox) => sandbox,
-        Err(error) if args.allow_unsandboxed => {
-            tracing::warn!("{error}. As you asked, programs run without it");
-            Sandbox::unprotected()
-        }
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Some(ProgramRunner::new(sandbox).context("cannot make a folder for programs")?))
-}
-
-fn judge(args: &EvalArgs, ctx: &Context) -> Result<Option<Box<dyn Judge>>, CommandError> {
-    let Some(model) = &args.judge_model else { return Ok(None) };
-    let Some(url) = &args.judge_url else {
-        let engine = EngineArgs { model: model.clone(), precision: args.engine.precision };
-        let judge = Opened::new(&engine, None, ctx)?.language_model(&ctx.interrupt())?;
-        return Ok(Some(Box::new(LocalJudge::new(judge))));
-    };
-    Ok(Some(Box::new(Endpoint::new(EndpointOptions {
-        url: url.clone(),
-        model: model.clone(),
-        key: KEY_VARIABLES.iter().find_map(|name| std::env::var(name).ok()),
-        attempts: args.judge_attempts,
-        timeout: Duration::from_secs(300),
-        pause: Duration::from_secs(1),
-    }))))
 }
 
 /// A model, and perhaps an adapter, ready to be asked.

@@ -1,7 +1,9 @@
 //! `fleetune simulate`: a whole federation in one process.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
@@ -13,14 +15,20 @@ use fleetune_core::model::{Decoder, LoadedModel};
 use fleetune_core::train::{AnswerLearner, Learner, PreferenceLearner};
 use serde_json::json;
 
-use super::engine::load_adapter;
+use super::engine::{PrecisionArg, load_adapter};
+use super::eval::tools::{self, JUDGE_ATTEMPTS, JudgeChoice};
 use super::{CommandError, CommandResult, Context};
 use crate::aggregate::{Algorithm, Variant, Weighting};
+use crate::evaluate::data::DataFolder;
+use crate::evaluate::result::shown;
+use crate::evaluate::run::Plan;
+use crate::evaluate::suite::Tools;
+use crate::evaluate::suites;
 use crate::hub::{self, BUILT_IN, Cache, HubError};
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit, note};
 use crate::simulate::SimulateError;
-use crate::simulate::config::{ComputePrecision, Origin, RunConfig, Task};
+use crate::simulate::config::{ComputePrecision, EvaluationConfig, Origin, RunConfig, Task};
 use crate::simulate::environment::Environment;
 use crate::simulate::fleet::Fleet;
 use crate::simulate::observer::{Event, Observer};
@@ -28,6 +36,7 @@ use crate::simulate::references::References;
 use crate::simulate::run::{Finished, RunFolder, config_of, holds_run, run as run_simulation};
 use crate::simulate::schedule::{LearningRateSchedule, Sampling};
 use crate::simulate::stand_in;
+use crate::simulate::suites::SuiteQuestions;
 use crate::training::LossName;
 
 /// What `fleetune simulate` takes.
@@ -194,6 +203,18 @@ overrides! {
     /// Longest answer, tokens
     #[arg(value_name = "N")]
     answer_tokens: usize => |c, v| c.answer_tokens = v;
+    /// Suites to ask the shared adapter whenever it is measured (`fleetune eval --list`)
+    #[arg(value_name = "SUITES", value_delimiter = ',')]
+    eval: Vec<String> => |c, v| c.evaluation.suites = v;
+    /// Questions of each suite; 0 asks all
+    #[arg(value_name = "N")]
+    eval_limit: usize => |c, v| c.evaluation.limit = v;
+    /// Who judges open-ended answers: a local model, or the model of --judge-url
+    #[arg(value_name = "NAME")]
+    judge_model: String => |c, v| c.evaluation.judge_model = Some(v);
+    /// Judge at this endpoint of OpenAI's interface
+    #[arg(value_name = "URL")]
+    judge_url: String => |c, v| c.evaluation.judge_url = Some(v);
     /// Checkpoints kept; 0 keeps all
     #[arg(value_name = "N")]
     keep_checkpoints: usize => |c, v| c.keep_checkpoints = v;
@@ -225,10 +246,11 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     // Before the model and the data are read: a folder in use is told at once.
     RunFolder::check(&out, &config, args.resume).map_err(explain)?;
 
-    let model = LoadedModel::open(&model_path)?;
+    let model = Arc::new(LoadedModel::open(&model_path)?);
     let tokenizer = model.tokenizer()?;
     let decoder =
         Decoder::new(model.config.clone(), &model.weights, &device, config.precision.into())?;
+    let decoder = Arc::new(decoder);
     let dataset = open_dataset(&config)?;
     let encoder =
         Encoder::new(config.template(), tokenizer, config.seq_len).map_err(CommandError::usage)?;
@@ -248,6 +270,7 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
         },
         adapter: reference_adapter,
     };
+    let suites = suite_questions(&config, (&model, &decoder), &fleet, &interrupt, ctx)?;
     let environment = Environment {
         device: TrainingDevice {
             decoder: &decoder,
@@ -261,6 +284,7 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
         fleet: &fleet,
         initial_adapter: initial_adapter.as_ref(),
         references: &references,
+        suites: suites.as_ref(),
         base_name: &config.model,
         notice: notice.as_deref(),
     };
@@ -337,6 +361,59 @@ fn find_model(
     Ok((path, Some(notice.into())))
 }
 
+/// What the configuration asks the shared adapter besides the held-out rows.
+fn suite_questions(
+    config: &RunConfig,
+    (model, decoder): (&Arc<LoadedModel>, &Arc<Decoder>),
+    fleet: &Fleet,
+    interrupt: &Interrupt,
+    ctx: &Context,
+) -> Result<Option<SuiteQuestions>, CommandError> {
+    let EvaluationConfig { suites, limit, judge_model, judge_url } = &config.evaluation;
+    if suites.is_empty() {
+        return Ok(None);
+    }
+    let suites = suites::named(suites).map_err(CommandError::usage)?;
+    let judge = JudgeChoice {
+        model: judge_model.as_deref(),
+        url: judge_url.as_deref(),
+        attempts: JUDGE_ATTEMPTS,
+        precision: match config.precision {
+            ComputePrecision::F32 => PrecisionArg::F32,
+            ComputePrecision::Bf16 => PrecisionArg::Bf16,
+        },
+    };
+    let programs = tools::programs(&suites, false)?;
+    let tools = Tools { programs, judge: tools::judge(&judge, ctx)? };
+    Ok(Some(SuiteQuestions {
+        model: Arc::clone(model),
+        decoder: Arc::clone(decoder),
+        name: config.model.clone(),
+        plan: Plan {
+            suites,
+            data: DataFolder::new(data_dir(config)?),
+            limit: (*limit > 0).then_some(*limit),
+            shots: None,
+            seed: config.seed,
+            wrapping: None,
+            scoring: None,
+            samples: 1,
+            temperature: None,
+            seen: fleet.training_texts()?,
+        },
+        tools: RefCell::new(tools),
+        cancel: interrupt.cancel_token(),
+    }))
+}
+
+/// The folder of data sets.
+fn data_dir(config: &RunConfig) -> Result<PathBuf, CommandError> {
+    match &config.data_dir {
+        Some(folder) => Ok(folder.clone()),
+        None => Ok(Cache::of_user()?.data()),
+    }
+}
+
 /// The adapter in `folder`, which must have the shape that the configuration says.
 fn initial_adapter(
     folder: &Path,
@@ -365,12 +442,8 @@ fn initial_adapter(
 }
 
 pub(super) fn open_dataset(config: &RunConfig) -> Result<Dataset, CommandError> {
-    let data_dir = match &config.data_dir {
-        Some(folder) => folder.clone(),
-        None => Cache::of_user()?.data(),
-    };
     let files = config.data.clone();
-    let source = DataSource { data_dir: Some(data_dir), files, temp_dir: None };
+    let source = DataSource { data_dir: Some(data_dir(config)?), files, temp_dir: None };
     let fields = config.field_map().map_err(CommandError::usage)?;
     let dataset = Dataset::open(&config.dataset, &source, fields.as_ref());
     let dataset = dataset.map_err(CommandError::usage)?;
@@ -410,6 +483,9 @@ fn describe(finished: &Finished, notice: Option<&str>) -> String {
     let mut text = format!("{}\n", comparison.table());
     if let Some(groups) = comparison.group_table() {
         text += &format!("\n{groups}\n");
+    }
+    if let Some(suites) = comparison.suite_table() {
+        text += &format!("\n{suites}\n");
     }
     let answers = comparison.answers(1);
     if !answers.is_empty() {
@@ -488,6 +564,15 @@ impl Watcher {
             }
             Event::Answering { done, prompts, .. } => {
                 self.say(format!("answering held-out prompts, {done} of {prompts}"));
+            }
+            Event::Asking { round, suite, done, total } => {
+                self.say(format!("round {round}: {suite}, {done} of {total}"));
+            }
+            Event::Asked(suite) => {
+                if let Some(metric) = suite.result.overall().next() {
+                    let (name, round) = (&suite.result.suite, suite.round);
+                    note(format!("round {round}: {name} {} {}", metric.name, shown(metric)));
+                }
             }
             Event::Evaluated(evaluation) => note(format!(
                 "round {}: held-out loss {:.4}, {} {:.1} %",

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::history::History;
 use super::table::Table;
 use super::text;
+use crate::evaluate::result::shown;
+use crate::evaluate::suite::Metric;
 use crate::simulate::journal::{Answer, EvaluationRecord, Score};
 
 /// Groups are listed up to this number; more would fill the screen.
@@ -40,11 +42,20 @@ pub struct Row {
     pub seconds: f64,
     /// Answers to held-out prompts; the same prompts in every row.
     pub answers: Vec<Answer>,
+    /// The main number of each suite, by the suite's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub suites: BTreeMap<String, Metric>,
 }
 
 impl Row {
-    fn new(name: &str, evaluation: &EvaluationRecord, history: Option<&History>) -> Self {
+    /// `trained` says whether the run's work counts, or only what was there before.
+    fn new(name: &str, evaluation: &EvaluationRecord, run: &History, trained: bool) -> Self {
+        let history = trained.then_some(run);
+        let suites = run.suites_at(evaluation.round);
         Self {
+            suites: suites
+                .filter_map(|s| Some((s.suite.clone(), s.overall().next()?.clone())))
+                .collect(),
             name: name.to_owned(),
             score: evaluation.score,
             groups: evaluation.groups.clone(),
@@ -62,12 +73,12 @@ impl Comparison {
     /// before training; a run without evaluations has no row.
     pub fn of<'a>(runs: impl IntoIterator<Item = (&'a str, &'a History)> + Clone) -> Self {
         let mut histories = runs.clone().into_iter();
-        let base = histories.find_map(|(_, history)| history.before());
-        let mut rows: Vec<Row> =
-            base.map(|before| Row::new("base", before, None)).into_iter().collect();
+        let base = histories
+            .find_map(|(_, history)| Some(Row::new("base", history.before()?, history, false)));
+        let mut rows: Vec<Row> = base.into_iter().collect();
         for (name, history) in runs {
             if let Some(after) = history.after() {
-                rows.push(Row::new(name, after, Some(history)));
+                rows.push(Row::new(name, after, history, true));
             }
         }
         Self { rows }
@@ -118,6 +129,26 @@ impl Comparison {
             table.row([(*group).to_owned()].into_iter().chain(losses));
         }
         (!groups.is_empty()).then(|| table.render())
+    }
+
+    /// The suites' names and the names of their main numbers.
+    pub fn suites(&self) -> Vec<(&str, &str)> {
+        let Some(first) = self.rows.first() else { return Vec::new() };
+        first.suites.iter().map(|(suite, m)| (suite.as_str(), m.name.as_str())).collect()
+    }
+
+    /// The suites' main numbers for a terminal: one line per suite, one column per adapter; `None`
+    /// where no suite was asked.
+    pub fn suite_table(&self) -> Option<String> {
+        let suites = self.suites();
+        let names = self.rows.iter().map(|row| row.name.as_str());
+        let mut table = Table::new(["suite"].into_iter().chain(names));
+        for (suite, metric) in &suites {
+            let values = self.rows.iter().map(|row| row.suites.get(*suite).map(shown));
+            let values = values.map(Option::unwrap_or_default);
+            table.row([format!("{suite} {metric}")].into_iter().chain(values));
+        }
+        (!suites.is_empty()).then(|| table.render())
     }
 
     /// Prompts with every row's answer, for a terminal; at most `prompts` of them.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::simulate::journal::{ClientRecord, EvaluationRecord, Record, RoundRecord};
+use crate::evaluate::result::SuiteResult;
+use crate::simulate::federation::Found;
+use crate::simulate::journal::{ClientRecord, EvaluationRecord, Record, RoundRecord, SuiteRecord};
 
 /// All records of a run by kind, in the order they were written.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -13,6 +15,8 @@ pub struct History {
     pub clients: Vec<ClientRecord>,
     /// Evaluations.
     pub evaluations: Vec<EvaluationRecord>,
+    /// Suites.
+    pub suites: Vec<SuiteRecord>,
 }
 
 impl FromIterator<Record> for History {
@@ -23,6 +27,7 @@ impl FromIterator<Record> for History {
                 Record::Client(client) => history.clients.push(client),
                 Record::Round(round) => history.rounds.push(round),
                 Record::Evaluation(evaluation) => history.evaluations.push(evaluation),
+                Record::Suite(suite) => history.suites.push(suite),
             }
         }
         history
@@ -38,6 +43,22 @@ impl History {
     /// The last evaluation after some training.
     pub fn after(&self) -> Option<&EvaluationRecord> {
         self.evaluations.last().filter(|evaluation| evaluation.round > 0)
+    }
+
+    /// All that was found before training.
+    pub fn found_before(&self) -> Found {
+        let suites = self.suites.iter().filter(|suite| suite.round == 0).cloned().collect();
+        Found { evaluation: self.before().cloned(), suites }
+    }
+
+    /// What suites found after `round` rounds.
+    pub fn suites_at(&self, round: u32) -> impl Iterator<Item = &SuiteResult> {
+        self.suites.iter().filter(move |suite| suite.round == round).map(|suite| &suite.result)
+    }
+
+    /// Rounds after which suites were asked.
+    pub fn suite_rounds(&self) -> BTreeSet<u32> {
+        self.suites.iter().map(|suite| suite.round).collect()
     }
 
     /// Names of the groups that evaluations tell apart, sorted.

@@ -7,6 +7,7 @@ use super::chart::{BarChart, HeatMap, LineChart, Series};
 use super::comparison::Comparison;
 use super::history::History;
 use super::text::{self, Escaped};
+use crate::evaluate::result::shown;
 use crate::simulate::journal::Answer;
 
 /// Clients the heat map has room for.
@@ -36,6 +37,7 @@ pub fn run_page(heading: &Heading, history: &History, config: &str) -> String {
     page.cards([reward_margin(history), ranking_accuracy(history)]);
     page.card("Loss of each client", client_about(history), client_losses(history));
     page.card("Before and after", None, before_and_after(history));
+    page.card("Suites", suites_about(history), suites_by_round(history));
     page.card("Answers to held-out prompts", None, run_answers(history));
     page.card("Rounds", None, rounds_table(history));
     page.configuration(config);
@@ -50,6 +52,7 @@ pub fn comparison_page(heading: &Heading, runs: &[(String, History)], config: &s
     page.tiles(&comparison_tiles(&comparison));
     page.card("Held-out rows", None, comparison_table(&comparison));
     page.card("Held-out rows by group", None, group_table(&comparison));
+    page.card("Suites", None, suite_table(&comparison));
     page.cards([
         compared(runs, "Held-out loss", "held-out loss by round", text::loss, |history| {
             history.evaluations.iter().map(|e| (f64::from(e.round), e.score.loss)).collect()
@@ -543,6 +546,51 @@ fn group_table(comparison: &Comparison) -> Option<String> {
     let names = comparison.rows.iter().map(|row| row.name.as_str());
     let headings: Vec<&str> = std::iter::once("held-out loss").chain(names).collect();
     (!groups.is_empty()).then(|| table(&headings, rows))
+}
+
+/// Numbers about whole suites: one line a number, one column an evaluation.
+fn suites_by_round(history: &History) -> Option<String> {
+    let rounds = history.suite_rounds();
+    let first = *rounds.first()?;
+    let rows = history.suites_at(first).flat_map(|suite| {
+        suite.overall().map(|metric| {
+            let values = rounds.iter().map(|&round| {
+                let found = history.suites_at(round).find(|other| other.suite == suite.suite);
+                let found = found.and_then(|s| s.overall().find(|m| m.name == metric.name));
+                cell(found.map(shown).unwrap_or_default())
+            });
+            let name = cell(format!("{} {}", suite.suite, metric.name));
+            let cells = [name].into_iter().chain(values).chain([cell(metric.rows)]);
+            ("", cells.collect())
+        })
+    });
+    let columns: Vec<String> = rounds.iter().map(|round| format!("round {round}")).collect();
+    let columns = columns.iter().map(String::as_str);
+    let headings: Vec<&str> = ["suite"].into_iter().chain(columns).chain(["rows"]).collect();
+    Some(table(&headings, rows))
+}
+
+fn suites_about(history: &History) -> Option<String> {
+    let left_out: usize = history.suites_at(0).map(|suite| suite.rows_seen).sum();
+    (left_out > 0).then(|| {
+        format!(
+            "{} about texts that clients train on were left out.",
+            text::plural(left_out as u64, "question")
+        )
+    })
+}
+
+/// One line per suite, one column per adapter.
+fn suite_table(comparison: &Comparison) -> Option<String> {
+    let suites = comparison.suites();
+    let rows = suites.iter().map(|(suite, metric)| {
+        let values = comparison.rows.iter().map(|row| row.suites.get(*suite).map(shown));
+        let cells = values.map(|value| cell(value.unwrap_or_default()));
+        ("", std::iter::once(cell(format!("{suite} {metric}"))).chain(cells).collect())
+    });
+    let names = comparison.rows.iter().map(|row| row.name.as_str());
+    let headings: Vec<&str> = std::iter::once("suite").chain(names).collect();
+    (!suites.is_empty()).then(|| table(&headings, rows))
 }
 
 /// A loss, marked where it is the lowest.

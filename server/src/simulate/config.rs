@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::{LearningRateSchedule, RowSchedule, Sampling};
 use crate::aggregate::{Algorithm, Hyperparameters, Variant, Weighting};
+use crate::evaluate::suites;
 use crate::training::LossName;
 
 /// What clients learn from.
@@ -164,6 +165,38 @@ pub struct RunConfig {
     /// The run's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out: Option<PathBuf>,
+
+    /// Suites of questions for the shared adapter.
+    #[serde(skip_serializing_if = "EvaluationConfig::is_empty")]
+    pub evaluation: EvaluationConfig,
+}
+
+/// The table `[evaluation]`: what the shared adapter is asked whenever it is measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluationConfig {
+    /// Suites and families of suites.
+    pub suites: Vec<String>,
+    /// Questions of each suite at most, a seeded sample; 0 asks all.
+    pub limit: usize,
+    /// Who judges open-ended answers: an endpoint's model, or a local one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judge_model: Option<String>,
+    /// The endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judge_url: Option<String>,
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self { suites: Vec::new(), limit: 100, judge_model: None, judge_url: None }
+    }
+}
+
+impl EvaluationConfig {
+    fn is_empty(&self) -> bool {
+        self.suites.is_empty()
+    }
 }
 
 impl Default for RunConfig {
@@ -218,6 +251,7 @@ impl Default for RunConfig {
             precision: ComputePrecision::F32,
             seed: 0,
             out: None,
+            evaluation: EvaluationConfig::default(),
         }
     }
 }
@@ -283,6 +317,8 @@ impl Origin {
         if self.flags.contains(&key) {
             return format!("--{}", key.replace('_', "-"));
         }
+        // The flag speaks for the table that the key stands in.
+        let key = if key == "eval" { "suites" } else { key };
         let line = self.file.as_ref().and_then(|(path, text)| {
             Some(format!("{}, line {}: {key}", path.display(), line_of(text, key)?))
         });
@@ -450,6 +486,13 @@ impl RunConfig {
         if let Err(error) = self.hyperparameters().check() {
             return Some((error.name, error.to_string()));
         }
+        if let Err(error) = suites::named(&self.evaluation.suites) {
+            return Some(("eval", error.to_string()));
+        }
+        if self.evaluation.judge_url.is_some() && self.evaluation.judge_model.is_none() {
+            let problem = "the endpoint needs a judge_model (--judge-model)";
+            return Some(("judge_url", problem.into()));
+        }
         self.algorithm_problem()
     }
 
@@ -608,6 +651,11 @@ mod tests {
             data_dir: Some("some/folder".into()),
             out: Some("runs/x".into()),
             lr: 1.0 / 3.0,
+            evaluation: EvaluationConfig {
+                suites: vec!["finance".into()],
+                judge_model: Some("judge".into()),
+                ..EvaluationConfig::default()
+            },
             ..config.clone()
         };
         for config in [config, other] {
@@ -635,6 +683,7 @@ mod tests {
             ("clients = 3\nalgorithm = \"local:3\"", "line 2: algorithm: there is no client 3"),
             ("compare = [\"fedavg\", \"fedavg\"]", "line 1: compare: fedavg is named twice"),
             ("beta1 = 1.0", "line 1: beta1: beta1 is 1"),
+            ("seed = 1\n[evaluation]\nsuites = [\"glue\"]", "line 3: suites: there is no suite"),
             ("fields = \"a\"", "line 1: fields: \"a\" in the field mapping"),
             ("steps = 4294967296\nbatch_size = 4294967296", "line 1: steps: steps × batch_size"),
         ];

@@ -9,6 +9,7 @@ use fleetune_core::model::{PassOptions, TextTokenizer};
 use super::error::SimulateError;
 use super::fleet::Fleet;
 use super::references::References;
+use super::suites::SuiteQuestions;
 
 /// What all runs of one configuration share.
 #[derive(Clone)]
@@ -30,6 +31,8 @@ pub struct Environment<'a> {
     pub initial_adapter: Option<&'a Adapter>,
     /// Preferences: what rewards are measured against.
     pub references: &'a References,
+    /// What the shared adapter is asked besides the held-out rows.
+    pub suites: Option<&'a SuiteQuestions>,
     /// How adapters name their base model.
     pub base_name: &'a str,
     /// Something that a reader of the results must know, such as a stand-in model.

@@ -16,6 +16,7 @@ use super::control::ControlError;
 use super::fleet::FleetError;
 use super::journal::JournalError;
 use crate::aggregate::{AggregateError, StateFileError};
+use crate::evaluate::run::RunError;
 
 /// Why a simulation ends early.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +126,12 @@ pub enum SimulateError {
     /// Two sets of parameters differ in layout.
     #[error(transparent)]
     Layout(#[from] LayoutMismatch),
+    /// The model cannot be asked.
+    #[error("cannot ask the model: {0}")]
+    Model(anyhow::Error),
+    /// A suite of questions failed.
+    #[error(transparent)]
+    Suites(RunError),
     /// The engine failed.
     #[error(transparent)]
     Engine(EngineError),
@@ -138,6 +145,15 @@ impl From<EngineError> for SimulateError {
         match error {
             EngineError::Cancelled => Self::Stopped,
             failed => Self::Engine(failed),
+        }
+    }
+}
+
+impl From<RunError> for SimulateError {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Stopped => Self::Stopped,
+            failed => Self::Suites(failed),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fleetune_core::adapter::{Adapter, AdapterError, ParameterSet};
@@ -20,7 +20,7 @@ use super::control::ControlStore;
 use super::environment::Environment;
 use super::error::SimulateError;
 use super::evaluation::measure;
-use super::journal::{ClientRecord, EvaluationRecord, Journal, Record, RoundRecord};
+use super::journal::{ClientRecord, EvaluationRecord, Journal, Record, RoundRecord, SuiteRecord};
 use super::observer::{Event, Observer, tell};
 use super::schedule::clients_of_round;
 use super::seed::{Choice, derived};
@@ -30,8 +30,17 @@ use crate::aggregate::Algorithm;
 /// The metrics file's name in a run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
-/// Runs the rounds of `config` in `folder` until all are done. `baseline` is the evaluation before
-/// training where another run of the same beginning has made it.
+/// What an evaluation found.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// The test on held-out rows.
+    pub evaluation: Option<EvaluationRecord>,
+    /// The suites.
+    pub suites: Vec<SuiteRecord>,
+}
+
+/// Runs the rounds of `config` in `folder` until all are done. `baseline` is what was found before
+/// training where another run of the same beginning has found it.
 ///
 /// # Errors
 /// When something cannot be read or written, a client fails, or the observer asks to stop; the run
@@ -40,7 +49,7 @@ pub fn run(
     environment: &Environment<'_>,
     config: &RunConfig,
     folder: &Path,
-    baseline: Option<EvaluationRecord>,
+    baseline: Option<Found>,
     observer: &mut dyn Observer,
 ) -> Result<(), SimulateError> {
     let checkpoints = Checkpoints::open(&folder.join("checkpoints"), config.keep_checkpoints)?;
@@ -72,6 +81,7 @@ pub fn run(
 struct Federation<'a> {
     environment: &'a Environment<'a>,
     config: &'a RunConfig,
+    folder: PathBuf,
     checkpoints: Checkpoints,
     journal: Journal,
     /// SCAFFOLD's clients' memory.
@@ -135,6 +145,7 @@ impl<'a> Federation<'a> {
         Ok(Self {
             environment,
             config,
+            folder: folder.to_owned(),
             checkpoints,
             journal,
             controls,
@@ -149,18 +160,15 @@ impl<'a> Federation<'a> {
     /// Measures the base model and writes the checkpoint before the first round.
     fn first_checkpoint(
         &mut self,
-        baseline: Option<EvaluationRecord>,
+        baseline: Option<Found>,
         started: Instant,
         observer: &mut dyn Observer,
     ) -> Result<(), SimulateError> {
-        let evaluation = match baseline {
-            Some(baseline) => Some(baseline),
-            None => measure(self.environment, &self.adapter, 0, self.config.answers, observer)?,
+        let found = match baseline {
+            Some(baseline) => baseline,
+            None => self.evaluate(0, self.config.answers, observer)?,
         };
-        if let Some(evaluation) = evaluation {
-            self.journal.append(&Record::Evaluation(evaluation.clone()))?;
-            tell(observer, Event::Evaluated(&evaluation))?;
-        }
+        self.record(found, observer)?;
         self.commit(started.elapsed().as_secs_f64(), observer)
     }
 
@@ -333,11 +341,33 @@ impl<'a> Federation<'a> {
             return Ok(());
         }
         let answers = if last { self.config.answers } else { 0 };
-        if let Some(evaluation) =
-            measure(self.environment, &self.adapter, round, answers, observer)?
-        {
+        let found = self.evaluate(round, answers, observer)?;
+        self.record(found, observer)
+    }
+
+    /// Measures the shared adapter as it is.
+    fn evaluate(
+        &self,
+        round: u32,
+        answers: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Found, SimulateError> {
+        let evaluation = measure(self.environment, &self.adapter, round, answers, observer)?;
+        let suites = match self.environment.suites {
+            Some(suites) => suites.ask(&self.adapter, round, &self.folder, observer)?,
+            None => Vec::new(),
+        };
+        Ok(Found { evaluation, suites })
+    }
+
+    fn record(&mut self, found: Found, observer: &mut dyn Observer) -> Result<(), SimulateError> {
+        if let Some(evaluation) = found.evaluation {
             self.journal.append(&Record::Evaluation(evaluation.clone()))?;
             tell(observer, Event::Evaluated(&evaluation))?;
+        }
+        for suite in found.suites {
+            self.journal.append(&Record::Suite(suite.clone()))?;
+            tell(observer, Event::Asked(&suite))?;
         }
         Ok(())
     }

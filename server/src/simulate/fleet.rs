@@ -2,10 +2,10 @@
 //!
 //! Memory holds row numbers (four bytes a row), never rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use fleetune_core::data::{
-    Dataset, DatasetError, Encoder, HoldOut, HoldOutError, PartitionError, Record, Shard,
+    Content, Dataset, DatasetError, Encoder, HoldOut, HoldOutError, PartitionError, Record, Shard,
 };
 use fleetune_core::train::Learner;
 use rand::Rng;
@@ -142,15 +142,19 @@ impl Fleet {
         rows.filter_map(|row| L::sample(&self.dataset, row, encoder).transpose())
     }
 
-    /// Row `i` (below [`Fleet::rows_of`]) of client `client` as it is in the data.
+    /// What the inputs of all clients' rows say: texts that nobody should be examined on.
     ///
     /// # Errors
-    /// When the row cannot be read.
-    ///
-    /// # Panics
-    /// When there is no such row.
-    pub fn record(&self, client: u32, i: usize) -> Result<Record, DatasetError> {
-        self.dataset.record(self.shards[client as usize].rows[i])
+    /// When a row cannot be read.
+    pub fn training_texts(&self) -> Result<HashSet<String>, DatasetError> {
+        let mut texts = HashSet::new();
+        for &row in self.shards.iter().flat_map(|shard| &shard.rows) {
+            let record = self.dataset.record(row)?;
+            if let Content::Instruction { input: Some(text), .. } = record.content {
+                texts.insert(text);
+            }
+        }
+        Ok(texts)
     }
 
     /// Names of the groups of the held-out rows.

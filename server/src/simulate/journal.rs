@@ -13,6 +13,8 @@ use fleetune_core::files::write_atomically;
 use fleetune_core::train::PreferenceReport;
 use serde::{Deserialize, Serialize};
 
+use crate::evaluate::result::SuiteResult;
+
 /// One line of `metrics.jsonl`. Rounds count from 1; round 0 is the state before training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -23,6 +25,8 @@ pub enum Record {
     Round(RoundRecord),
     /// A test of the shared adapter on held-out rows.
     Evaluation(EvaluationRecord),
+    /// A suite of questions that the shared adapter was asked.
+    Suite(SuiteRecord),
 }
 
 /// One client's work in one round.
@@ -103,6 +107,16 @@ pub struct EvaluationRecord {
     pub seconds: f64,
 }
 
+/// A suite of questions that the shared adapter was asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SuiteRecord {
+    /// Rounds of training before the questions.
+    pub round: u32,
+    /// What was found.
+    #[serde(flatten)]
+    pub result: SuiteResult,
+}
+
 /// How well rows were predicted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
@@ -163,6 +177,7 @@ impl Record {
             Record::Client(record) => record.round,
             Record::Round(record) => record.round,
             Record::Evaluation(record) => record.round,
+            Record::Suite(record) => record.round,
         }
     }
 }

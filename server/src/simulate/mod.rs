@@ -18,5 +18,6 @@ pub mod schedule;
 pub mod seed;
 mod server;
 pub mod stand_in;
+pub mod suites;
 
 pub use error::SimulateError;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use fleetune_core::train::StepReport;
 
 use super::error::SimulateError;
-use super::journal::{ClientRecord, EvaluationRecord, RoundRecord};
+use super::journal::{ClientRecord, EvaluationRecord, RoundRecord, SuiteRecord};
 
 /// A step of a run. Wherever one is told, the run can be stopped and resumed.
 #[derive(Debug)]
@@ -40,6 +40,19 @@ pub enum Event<'a> {
         /// Prompts to answer.
         prompts: usize,
     },
+    /// Questions of a suite are being asked.
+    Asking {
+        /// Rounds done.
+        round: u32,
+        /// The suite.
+        suite: &'a str,
+        /// Pieces of work done.
+        done: usize,
+        /// Pieces of work in all.
+        total: usize,
+    },
+    /// A suite was asked.
+    Asked(&'a SuiteRecord),
     /// Held-out rows were scored.
     Evaluated(&'a EvaluationRecord),
     /// A client took a training step.

@@ -133,7 +133,7 @@ pub fn run(
             RunConfig { algorithm, compare: Vec::new(), out: Some(path.clone()), ..config.clone() };
         let folder = RunFolder::open(&path, &config, true)?;
         // All runs begin with the same adapter, which changes nothing: one test is enough.
-        let baseline = runs.first().and_then(|(_, history)| history.before().cloned());
+        let baseline = runs.first().map(|(_, history)| history.found_before());
         federation::run(environment, &config, &path, baseline, observer)?;
         let history = folder.history()?;
         write_report(environment, &config, &folder, &history)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 use fleetune_core::adapter::Adapter;
-use fleetune_core::data::{Content, Encoder};
+use fleetune_core::data::Encoder;
 use fleetune_core::train::{AdamWOptions, AnswerLearner, TrainOptions};
 
 use super::super::{CommandError, simulate, values};
@@ -76,17 +76,7 @@ impl Simulation {
     /// # Errors
     /// When a row cannot be read.
     pub fn training_texts(&self) -> Result<HashSet<String>, CommandError> {
-        let mut texts = HashSet::new();
-        for client in 0..self.config.clients {
-            for i in 0..self.fleet.rows_of(client) {
-                if let Content::Instruction { input: Some(text), .. } =
-                    self.fleet.record(client, i)?.content
-                {
-                    texts.insert(text);
-                }
-            }
-        }
-        Ok(texts)
+        Ok(self.fleet.training_texts()?)
     }
 
     /// Measures every client.
