@@ -312,9 +312,34 @@ fn magnitude(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 
+/// Encodes `factor` times the values of one lane as one row of words.
+fn encode_row(
+    isa: Isa,
+    layout: Layout,
+    values: &[f32],
+    factor: f32,
+    depth: Depth,
+    words: &mut [u32],
+    scales: &mut [f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512() && layout == Layout::Fixed16 {
+        let runs = values.chunks(2 * depth.run).zip(words.chunks_mut(depth.run));
+        for ((values, words), out) in runs.zip(scales) {
+            // SAFETY: the `Isa` proves the instructions.
+            let largest = unsafe { super::x86_64::largest_magnitude(values) };
+            let (scale, inverse) = scale_of(largest);
+            *out = scale * factor;
+            // SAFETY: as above.
+            unsafe { super::x86_64::encode_fixed16(values, inverse, halves(words)) };
+        }
+        return;
+    }
+    encode_row_generic(isa, layout, values, factor, depth, words, scales);
+}
+
 multiversion! {
-    /// Encodes `factor` times the values of one lane as one row of words.
-    fn encode_row(layout: Layout, values: &[f32], factor: f32, depth: Depth, words: &mut [u32],
+    fn encode_row_generic(layout: Layout, values: &[f32], factor: f32, depth: Depth, words: &mut [u32],
         scales: &mut [f32]) = encode_row_values
 }
 

@@ -281,3 +281,42 @@ pub(super) unsafe fn transpose_16x16(
         unsafe { _mm512_storeu_si512(out.add(j * out_stride).cast(), *b) };
     }
 }
+
+/// The largest magnitude, as bits.
+#[target_feature(enable = "avx512f")]
+pub(super) fn largest_magnitude(values: &[f32]) -> u32 {
+    let mut largest = [_mm512_setzero_si512(); 2];
+    let magnitudes = _mm512_set1_epi32(0x7fff_ffff);
+    for (i, values) in values.chunks(16).enumerate() {
+        // SAFETY: the mask leaves out what is beyond the values.
+        let bits = unsafe { _mm512_maskz_loadu_epi32(first(values.len()), values.as_ptr().cast()) };
+        // Two chains, so that one need not wait for the other.
+        largest[i % 2] = _mm512_max_epu32(largest[i % 2], _mm512_and_si512(bits, magnitudes));
+    }
+    _mm512_reduce_max_epu32(_mm512_max_epu32(largest[0], largest[1]))
+}
+
+/// `value · inverse` as a 16-bit integer for each value, as `fixed16` does, and 0 for an odd last half.
+///
+/// # Panics
+/// When there are fewer halves than values.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn encode_fixed16(values: &[f32], inverse: f32, halves: &mut [u16]) {
+    assert!(values.len() <= halves.len(), "room for {} values", values.len());
+    let inverse = _mm512_set1_ps(inverse);
+    let round = _mm512_set1_ps(12_582_912.0);
+    for (values, halves) in values.chunks(16).zip(halves.chunks_mut(16)) {
+        // SAFETY: the mask leaves out what is beyond the values.
+        let value = unsafe { _mm512_maskz_loadu_ps(first(values.len()), values.as_ptr()) };
+        let rounded = _mm512_castps_si512(_mm512_fmadd_ps(value, inverse, round));
+        let encoded = _mm512_cvtepi32_epi16(rounded);
+        let even = first(values.len().next_multiple_of(2).min(halves.len()));
+        // SAFETY: the mask leaves out what is beyond the halves.
+        unsafe { _mm256_mask_storeu_epi16(halves.as_mut_ptr().cast(), even, encoded) };
+    }
+}
+
+/// A mask of the first `count` of 16 lanes.
+fn first(count: usize) -> u16 {
+    ((1_u32 << count.min(16)) - 1) as u16
+}

@@ -3,6 +3,9 @@
 //! Blocks are decoded from bytes, so it does not matter how a mapped file is aligned. The formats
 //! are those of ggml; each decoder names its block's fields in file order.
 
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
 use std::ops::Range;
 
 use candle_core::quantized::GgmlDType;
@@ -29,18 +32,13 @@ pub fn dequantize_rows(weight: &FrozenWeight, rows: Range<usize>, out: &mut [f32
     decode_block(Isa::active(), weight, rows, 0..weight.cols(), out);
 }
 
-multiversion! {
-    /// Writes these columns of these rows, one row after the other. Where not all columns are
-    /// asked for, both ends must lie between blocks of the format.
-    ///
-    /// # Panics
-    /// When a row or column does not exist or `out` has another length.
-    pub(super) fn decode_block(weight: &FrozenWeight, rows: Range<usize>, columns: Range<usize>,
-        out: &mut [f32]) = decode_rows
-}
-
-#[inline(always)]
-fn decode_rows<const FMA: bool>(
+/// Writes these columns of these rows, one row after the other. Where not all columns are asked for,
+/// both ends must lie between blocks of the format.
+///
+/// # Panics
+/// When a row or column does not exist or `out` has another length.
+pub(super) fn decode_block(
+    isa: Isa,
     weight: &FrozenWeight,
     rows: Range<usize>,
     columns: Range<usize>,
@@ -53,46 +51,70 @@ fn decode_rows<const FMA: bool>(
     let bytes = columns.start / block * size..columns.end / block * size;
     if !columns.is_empty() {
         for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
-            decode(weight.format(), &weight.row_bytes(row)[bytes.clone()], out);
+            decode(isa, weight.format(), &weight.row_bytes(row)[bytes.clone()], out);
         }
     }
 }
 
+/// Calls a decoder for each whole block. A macro and no function that takes the decoder: a call
+/// through `Fn` would not be compiled for the family of instructions of its caller.
+macro_rules! each_block {
+    ($decode:ident, $bytes:ident, $out:ident) => {
+        for (block, out) in $bytes.as_chunks().0.iter().zip($out.as_chunks_mut().0) {
+            $decode(block, out);
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use each_block;
+
 /// Decodes whole blocks.
+fn decode(isa: Isa, format: GgmlDType, bytes: &[u8], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if x86_64::decode(isa, format, bytes, out) {
+        return;
+    }
+    decode_generic(isa, format, bytes, out);
+}
+
+multiversion! {
+    fn decode_generic(format: GgmlDType, bytes: &[u8], out: &mut [f32]) = decode_any
+}
+
 #[inline(always)]
-fn decode(format: GgmlDType, bytes: &[u8], out: &mut [f32]) {
+fn decode_any<const FMA: bool>(format: GgmlDType, bytes: &[u8], out: &mut [f32]) {
     match format {
-        GgmlDType::F32 => decode_blocks(bytes, out, |b, [out]| *out = f32::from_le_bytes(*b)),
-        GgmlDType::F16 => decode_blocks(bytes, out, |b, [out]| *out = f16(*b)),
-        GgmlDType::BF16 => decode_blocks(bytes, out, |&[low, high], [out]| {
-            *out = f32::from_le_bytes([0, 0, low, high]);
-        }),
-        GgmlDType::Q4_0 => decode_blocks(bytes, out, q4_0),
-        GgmlDType::Q4_1 => decode_blocks(bytes, out, q4_1),
-        GgmlDType::Q5_0 => decode_blocks(bytes, out, q5_0),
-        GgmlDType::Q5_1 => decode_blocks(bytes, out, q5_1),
-        GgmlDType::Q8_0 => decode_blocks(bytes, out, q8_0),
-        GgmlDType::Q8_1 => decode_blocks(bytes, out, q8_1),
-        GgmlDType::Q2K => decode_blocks(bytes, out, q2_k),
-        GgmlDType::Q3K => decode_blocks(bytes, out, q3_k),
-        GgmlDType::Q4K => decode_blocks(bytes, out, q4_k),
-        GgmlDType::Q5K => decode_blocks(bytes, out, q5_k),
-        GgmlDType::Q6K => decode_blocks(bytes, out, q6_k),
-        GgmlDType::Q8K => decode_blocks(bytes, out, q8_k),
+        GgmlDType::F32 => each_block!(single_f32, bytes, out),
+        GgmlDType::F16 => each_block!(single_f16, bytes, out),
+        GgmlDType::BF16 => each_block!(single_bf16, bytes, out),
+        GgmlDType::Q4_0 => each_block!(q4_0, bytes, out),
+        GgmlDType::Q4_1 => each_block!(q4_1, bytes, out),
+        GgmlDType::Q5_0 => each_block!(q5_0, bytes, out),
+        GgmlDType::Q5_1 => each_block!(q5_1, bytes, out),
+        GgmlDType::Q8_0 => each_block!(q8_0, bytes, out),
+        GgmlDType::Q8_1 => each_block!(q8_1, bytes, out),
+        GgmlDType::Q2K => each_block!(q2_k, bytes, out),
+        GgmlDType::Q3K => each_block!(q3_k, bytes, out),
+        GgmlDType::Q4K => each_block!(q4_k, bytes, out),
+        GgmlDType::Q5K => each_block!(q5_k, bytes, out),
+        GgmlDType::Q6K => each_block!(q6_k, bytes, out),
+        GgmlDType::Q8K => each_block!(q8_k, bytes, out),
     }
 }
 
 #[inline(always)]
-fn decode_blocks<const BYTES: usize, const VALUES: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    decode: impl Fn(&[u8; BYTES], &mut [f32; VALUES]),
-) {
-    let (blocks, _) = bytes.as_chunks::<BYTES>();
-    let (outs, _) = out.as_chunks_mut::<VALUES>();
-    for (block, out) in blocks.iter().zip(outs) {
-        decode(block, out);
-    }
+fn single_f32(bytes: &[u8; 4], out: &mut [f32; 1]) {
+    out[0] = f32::from_le_bytes(*bytes);
+}
+
+#[inline(always)]
+fn single_f16(bytes: &[u8; 2], out: &mut [f32; 1]) {
+    out[0] = f16(*bytes);
+}
+
+#[inline(always)]
+fn single_bf16(&[low, high]: &[u8; 2], out: &mut [f32; 1]) {
+    out[0] = f32::from_le_bytes([0, 0, low, high]);
 }
 
 /// IEEE half precision without branches, so that it vectorises: normal numbers by moving the
@@ -335,6 +357,7 @@ mod tests {
     use rand::{Rng, SeedableRng};
 
     use super::*;
+    use crate::kernels::isa::InstructionSet;
 
     const FORMATS: [GgmlDType; 15] = [
         GgmlDType::F32,
@@ -372,6 +395,27 @@ mod tests {
             let theirs: Vec<f32> = theirs.flatten_all().unwrap().to_vec1().unwrap();
             for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
                 assert!((a - b).abs() <= 1e-6 * b.abs(), "{format:?} value {i}: {a} and {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_path_decodes_to_the_same_bits() {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        for format in FORMATS {
+            let mut bytes = vec![0; 512 / format.block_size() * format.type_size()];
+            random.fill(&mut bytes[..]);
+            let weight = FrozenWeight::owned("w", (1, 512), format, bytes).unwrap();
+            let decoded = |isa| {
+                let mut out = vec![0.0; 512];
+                decode_block(isa, &weight, 0..1, 0..512, &mut out);
+                // What is no number has no bits to agree on.
+                let bits = |v: &f32| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() };
+                out.iter().map(bits).collect::<Vec<_>>()
+            };
+            let portable = decoded(Isa::new(InstructionSet::Portable).unwrap());
+            for isa in Isa::all() {
+                assert_eq!(decoded(isa), portable, "{format:?} with {isa:?}");
             }
         }
     }
