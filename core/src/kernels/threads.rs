@@ -6,7 +6,9 @@ use std::sync::Arc;
 ///
 /// The kernels use the pool they are called in. Code run through [`Threads::run`] therefore computes
 /// on this pool only; the calling thread sleeps meanwhile, and so do the pool's threads while there
-/// is nothing to do. Cloning is cheap: clones share the pool.
+/// is nothing to do. Run whole steps or rounds that way: a kernel called from a thread outside of any
+/// pool has to wake the pool and wait for it, thousands of times a step. Cloning is cheap: clones
+/// share the pool.
 #[derive(Debug, Clone)]
 pub struct Threads {
     pool: Arc<rayon::ThreadPool>,
@@ -41,6 +43,8 @@ impl Threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(count)
             .thread_name(|n| format!("fleetune-{n}"))
+            // As much as a program's first thread has on most systems.
+            .stack_size(8 << 20)
             .start_handler(start)
             .build()
             .map(|pool| Self { pool: Arc::new(pool) })

@@ -37,6 +37,13 @@ pub struct GlobalArgs {
     quiet: bool,
 }
 
+impl GlobalArgs {
+    /// Threads to compute with; zero means one per core.
+    pub fn threads(&self) -> usize {
+        self.threads.map_or(0, usize::from)
+    }
+}
+
 /// What a command runs with.
 #[derive(Debug, Clone)]
 pub struct Context {
@@ -47,17 +54,14 @@ pub struct Context {
 }
 
 impl Context {
-    /// Sets up logging, progress and threads of this process.
+    /// Sets up logging and progress of this process.
     ///
     /// # Errors
-    /// When the log filter or the thread pool cannot be set.
+    /// When the log filter or the kernels asked for cannot be had.
     pub fn new(args: &GlobalArgs) -> Result<Self, CommandError> {
         progress::set_quiet(args.quiet);
         start_logging(args)?;
         InstructionSet::from_environment().map_err(CommandError::usage)?;
-        if let Some(threads) = args.threads {
-            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
-        }
         Ok(Self { json: args.json, device: args.device })
     }
 

@@ -22,6 +22,7 @@ use std::panic;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use fleetune_core::kernels::Threads;
 
 use crate::evaluate::sandbox::confined_main;
 
@@ -95,7 +96,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = panic::catch_unwind(|| {
         let ctx = Context::new(&cli.global)?;
-        dispatch(cli.command, &ctx)
+        // On a thread of the pool: called from outside, every kernel would wake the pool and wait.
+        let threads = Threads::new(cli.global.threads())?;
+        threads.run(|| dispatch(cli.command, &ctx))
     });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
