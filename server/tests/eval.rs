@@ -300,6 +300,9 @@ fn clients_of_a_simulation_are_measured_and_what_it_trained_on_is_not_asked() {
     assert!((value("loss", None) - mean).abs() < 1e-9);
     assert!(value("personalised_loss", None) < value("loss", None));
     assert_eq!(value("rouge_l", None).clamp(0.0, 1.0), value("rouge_l", None));
+    let few = ["--suite", "federated", "--run", out, "--answers", "0", "--personalise-steps", "0"];
+    let few = place.eval(&[&few[..], &["--limit", "1", "--json"]].concat()).json();
+    assert_eq!((&few["suites"][0]["rows"], few["adapter_sha256"].is_null()), (&json!(2), true));
     assert_eq!(result["adapter_sha256"].as_str().unwrap().len(), 64);
 }
 

@@ -60,7 +60,7 @@ pub struct EvalArgs {
     run: Option<PathBuf>,
     #[command(flatten)]
     federated: federated::FederatedArgs,
-    /// Questions to ask of each suite at most, a seeded sample
+    /// Questions to ask of each suite at most, a seeded sample; held-out rows of each client
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     /// Examples in prompts [default: each suite's own number]
@@ -153,7 +153,8 @@ pub fn run(args: EvalArgs, ctx: &Context) -> CommandResult {
         Err(error) => return Err(error.into()),
     };
     if let Some(simulation) = simulation.filter(|_| wants_view) {
-        let suite = simulation.view(&args.federated, &opened, &mut journal, &mut watcher);
+        let suite =
+            simulation.view(&args.federated, plan.limit, &opened, &mut journal, &mut watcher);
         watcher.finish();
         let suite = suite.map_err(|error| match error {
             federated::ViewError::Stopped => CommandError::Interrupted(stopped(files.as_ref())),

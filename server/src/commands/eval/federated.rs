@@ -79,13 +79,14 @@ impl Simulation {
         Ok(self.fleet.training_texts()?)
     }
 
-    /// Measures every client.
+    /// Measures every client, on `limit` held-out rows each at most.
     ///
     /// # Errors
     /// When a client lacks rows, or the model fails.
     pub fn view(
         &self,
         args: &FederatedArgs,
+        limit: Option<usize>,
         opened: &Opened,
         journal: &mut Journal,
         watcher: &mut Bars,
@@ -104,7 +105,7 @@ impl Simulation {
             answer_tokens: config.answer_tokens,
             seed: config.seed,
         };
-        let clients = self.clients(&encoder, &options)?;
+        let clients = self.clients(&encoder, &options, limit)?;
         let adapter = match &opened.adapter {
             Some(opened) => opened.adapter.clone(),
             None => {
@@ -135,7 +136,7 @@ impl Simulation {
             prompt: String::new(),
             shots: 0,
             rows,
-            rows_in_suite: rows,
+            rows_in_suite: limit.map_or(rows, |_| self.fleet.held_out()),
             rows_seen: 0,
             seed: config.seed,
             judge: None,
@@ -153,6 +154,7 @@ impl Simulation {
         &self,
         encoder: &Encoder,
         options: &ViewOptions,
+        limit: Option<usize>,
     ) -> Result<Vec<ClientData>, CommandError> {
         let dealt = self.fleet.deal_held_out(self.config.seed)?;
         let wanted = options.steps * options.batch_size;
@@ -163,7 +165,7 @@ impl Simulation {
             let train = self.fleet.samples::<AnswerLearner>(client, rows, encoder);
             let train = train.collect::<Result<_, _>>()?;
             let mut data = ClientData { name: client.to_string(), train, held_out: Vec::new() };
-            for i in held_out {
+            for i in held_out.into_iter().take(limit.unwrap_or(usize::MAX)) {
                 let sample = self.fleet.held_out_sample::<AnswerLearner>(i, encoder)?;
                 let Some((_, example)) = sample else { continue };
                 let (_, record) = self.fleet.held_out_record(i)?;
