@@ -6,7 +6,7 @@
 //! and the first line names the model: a journal never mixes two.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,12 @@ pub enum JournalError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// Another process writes to it.
+    #[error("another process is working on {}: wait for it, or choose another --out", path.display())]
+    Locked {
+        /// The journal.
+        path: PathBuf,
     },
     /// The journal is of another model.
     #[error("{} is the journal of {theirs}, not of {ours}: choose another --out, or remove it to begin anew", path.display())]
@@ -128,6 +134,16 @@ impl Journal {
             .truncate(false)
             .open(path)
             .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(JournalError::Locked { path: path.to_owned() });
+            }
+            // Some network file systems have no locks.
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!("cannot lock {}: {error}", path.display());
+            }
+        }
         let whole = journal.read(path, &file, identity)?;
         // Writing goes on after the last whole line.
         file.set_len(whole).map_err(failed)?;
@@ -261,8 +277,20 @@ mod tests {
         let mut journal = Journal::open(&path, &identity("a")).unwrap();
         assert_eq!(journal.answer(&key("1")), Some(&answered("one")));
         journal.add_answer(key("2"), answered("two")).unwrap();
+        drop(journal);
         let journal = Journal::open(&path, &identity("a")).unwrap();
         assert_eq!(journal.answer(&key("2")), Some(&answered("two")));
+    }
+
+    #[test]
+    fn two_runs_cannot_write_to_one_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j.jsonl");
+        let first = Journal::open(&path, &identity("a")).unwrap();
+        let error = Journal::open(&path, &identity("a")).err().unwrap();
+        assert!(matches!(error, JournalError::Locked { .. }), "{error}");
+        drop(first);
+        assert!(Journal::open(&path, &identity("a")).is_ok());
     }
 
     #[test]
