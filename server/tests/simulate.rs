@@ -137,6 +137,15 @@ fn a_wrong_configuration_exits_with_two_and_names_its_place() {
         (&["run.toml", "--dataset", "nothing"], "nothing"),
         (&["run.toml", "--partition", "dirichlet:-1"], "dirichlet"),
         (&["run.toml", "--clients", "5000"], "fewer clients"),
+        (&["run.toml", "--clients", "4", "--sample", "9"], "--sample: 9 a round are more than"),
+        (&["run.toml", "--lr", "-1"], "--lr: -1 is out of range"),
+        (
+            &["run.toml", "--seq-len", "99999999"],
+            "99999999 is more than the model's context of 4096",
+        ),
+        (&["--resume"], "runs/simulate holds no run to resume"),
+        (&["--resume", "--out", "mistyped"], "mistyped holds no run to resume"),
+        (&["run.toml", "--resume", "--out", "mistyped"], "mistyped holds no run to resume"),
     ] {
         let output = place.run(args);
         let told = text(&output.stderr);
@@ -173,6 +182,83 @@ fn suites_are_asked_whenever_the_shared_adapter_is_measured() {
     assert!(page.contains("advbench refusal_rate"));
 }
 
+#[test]
+fn a_sequence_length_that_leaves_nothing_of_all_rows_is_refused_before_a_run_begins() {
+    let place = Place::new();
+    for (args, whose) in [
+        (&["--seq-len", "60"][..], "rows of the clients"),
+        (&["--seq-len", "60", "--algorithm", "local:1"], "rows of the client that trains alone"),
+    ] {
+        let output = place.run(&[&["run.toml", "--out", "short"], args].concat());
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains(whose) && told.contains("left to learn within 60 tokens"), "{told}");
+        assert!(!place.path("short").exists());
+    }
+}
+
+#[test]
+fn rows_and_clients_that_have_nothing_to_learn_are_told_and_counted() {
+    let place = Place::new();
+    let output = place.run(&[
+        "run.toml",
+        "--out",
+        "cut",
+        "--seq-len",
+        "200",
+        "--sample",
+        "4",
+        "--partition",
+        "by-source",
+    ]);
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("sits the round out"), "{told}");
+    assert!(told.contains("held out have nothing left within 200 tokens"), "{told}");
+    let metrics = fs::read_to_string(place.path("cut/metrics.jsonl")).unwrap();
+    let of_kind = |kind: &str| {
+        let records = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        records.filter(|record| record["kind"] == kind).collect::<Vec<_>>()
+    };
+    for round in of_kind("round") {
+        let clients = |key: &str| round[key].as_array().unwrap().len();
+        assert_eq!(clients("clients") + clients("clients_skipped"), 4, "{round}");
+        assert!(clients("clients_skipped") > 0, "{round}");
+    }
+    assert!(of_kind("client").iter().any(|client| client["rows_skipped"].as_u64() > Some(0)));
+    for evaluation in of_kind("evaluation") {
+        let rows = |key: &str| evaluation[key].as_u64().unwrap();
+        assert_eq!(rows("rows") + rows("rows_skipped"), 8, "{evaluation}");
+    }
+}
+
+#[test]
+fn a_broken_row_is_a_failure_and_no_wrong_usage() {
+    let place = Place::new();
+    fs::write(place.path("rows.jsonl"), "{\"instruction\": \"a\", \"response\": }\n").unwrap();
+    let output = place.run(&["run.toml", "--dataset", "instruction", "--data", "rows.jsonl"]);
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("rows.jsonl:1: bad JSON: expected value at column 34;"), "{told}");
+}
+
+#[test]
+fn a_run_on_a_model_that_cannot_be_fetched_is_not_resumed_on_another() {
+    let place = Place::new();
+    let output = place.run(&["run.toml", "--out", "a", "--rounds", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let config = fs::read_to_string(place.path("a/config.toml")).unwrap();
+    let real = config.replace("\"stand-in\"", "\"smollm2-135m-instruct\"");
+    fs::write(place.path("a/config.toml"), real).unwrap();
+    let mut command = place.command(&["--out", "a", "--resume"]);
+    // No hub and no pip.
+    command.env("HF_ENDPOINT", "http://127.0.0.1:9").env("PATH", place.folder.path());
+    let output = command.output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("smollm2-135m-instruct") && !told.contains("stand-in"), "{told}");
+}
+
 /// Kills a run with SIGKILL after ever longer times and resumes it, until one attempt gets through.
 #[test]
 fn a_run_that_is_killed_again_and_again_ends_with_the_same_bytes() {
@@ -181,8 +267,11 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_same_bytes() {
     assert_eq!(whole.status.code(), Some(0), "{}", text(&whole.stderr));
     let (mut patience, mut kills) = (Duration::from_millis(60), 0);
     loop {
+        // Nothing to resume where the first kills came before the run began.
+        let resume = place.path("killed/config.toml").exists().then_some("--resume");
         let mut child = place
-            .command(&["run.toml", "--out", "killed", "--resume", "--quiet"])
+            .command(&["run.toml", "--out", "killed", "--quiet"])
+            .args(resume)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

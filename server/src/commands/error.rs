@@ -4,6 +4,8 @@ use std::io::Write;
 use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 
+use fleetune_core::data::DatasetError;
+
 use crate::hub::HubError;
 use crate::interrupt;
 use crate::output::OutputError;
@@ -33,9 +35,17 @@ impl<E: Into<anyhow::Error>> From<E> for CommandError {
     fn from(error: E) -> Self {
         let error = error.into();
         match error.downcast_ref::<HubError>() {
-            Some(HubError::Name(_)) => Self::Usage(describe(&error)),
-            Some(HubError::Interrupted) => Self::Interrupted(describe(&error)),
-            _ => Self::Failed(error),
+            Some(HubError::Name(_)) => return Self::Usage(describe(&error)),
+            Some(HubError::Interrupted) => return Self::Interrupted(describe(&error)),
+            _ => {}
+        }
+        match error.downcast_ref::<DatasetError>() {
+            // Files that are at fault.
+            Some(
+                DatasetError::Read(_) | DatasetError::Row { .. } | DatasetError::Changed { .. },
+            )
+            | None => Self::Failed(error),
+            Some(_) => Self::Usage(describe(&error)),
         }
     }
 }

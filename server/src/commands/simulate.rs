@@ -15,7 +15,7 @@ use fleetune_core::model::{Decoder, LoadedModel};
 use fleetune_core::train::{AnswerLearner, Learner, PreferenceLearner};
 use serde_json::json;
 
-use super::engine::{PrecisionArg, load_adapter};
+use super::engine::{PrecisionArg, check_context, find_model as find, load_adapter};
 use super::eval::tools::{self, JUDGE_ATTEMPTS, JudgeChoice};
 use super::{CommandError, CommandResult, Context};
 use crate::aggregate::{Algorithm, Variant, Weighting};
@@ -24,13 +24,13 @@ use crate::evaluate::result::shown;
 use crate::evaluate::run::Plan;
 use crate::evaluate::suite::Tools;
 use crate::evaluate::suites;
-use crate::hub::{self, BUILT_IN, Cache, HubError};
+use crate::hub::{Cache, HubError};
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit, note};
 use crate::simulate::SimulateError;
 use crate::simulate::config::{ComputePrecision, EvaluationConfig, Origin, RunConfig, Task};
 use crate::simulate::environment::Environment;
-use crate::simulate::fleet::Fleet;
+use crate::simulate::fleet::{Fleet, FleetError};
 use crate::simulate::observer::{Event, Observer};
 use crate::simulate::references::References;
 use crate::simulate::run::{Finished, RunFolder, config_of, holds_run, run as run_simulation};
@@ -44,7 +44,8 @@ use crate::training::LossName;
 #[command(after_help = "\
 Examples:
   fleetune simulate configs/quickstart.toml
-  fleetune simulate --dataset fingpt --data-dir data --clients 8 --partition dirichlet:0.5 --rounds 20
+  fleetune simulate --dataset fingpt --data-dir data --clients 8 \\
+      --partition dirichlet:0.5 --rounds 20
   fleetune simulate --out runs/quickstart --resume
 
 A run's folder holds config.toml (every value it used), metrics.jsonl, checkpoints/ and report.html.")]
@@ -118,7 +119,8 @@ overrides! {
     /// How clients and rows are drawn: seeded or openfedllm
     #[arg(value_parser = by_serde::<Sampling>)]
     sampling: Sampling => |c, v| c.sampling = v;
-    /// fedavg, fedprox, scaffold, fedavgm, fedadagrad, fedyogi, fedadam, or local:K for client K alone
+    /// fedavg, fedprox, scaffold, fedavgm, fedadagrad, fedyogi, fedadam, or local:K for client K
+    /// alone; local is local:0
     #[arg(conflicts_with = "compare")]
     algorithm: Algorithm => |c, v| { c.algorithm = v; c.compare.clear(); };
     /// Algorithms to run one after another and compare
@@ -241,12 +243,13 @@ fn by_serde<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     let interrupt = ctx.interrupt();
     let (mut config, out) = configure(args.config.as_deref(), args.resume, args.overrides)?;
-    let device = ctx.open_device()?;
-    let (model_path, notice) = find_model(&mut config, &interrupt)?;
     // Before the model and the data are read: a folder in use is told at once.
     RunFolder::check(&out, &config, args.resume).map_err(explain)?;
+    let device = ctx.open_device()?;
+    let (model_path, notice) = find_model(&mut config, args.resume, &interrupt)?;
 
     let model = Arc::new(LoadedModel::open(&model_path)?);
+    check_context(&model, config.seq_len)?;
     let tokenizer = model.tokenizer()?;
     let decoder =
         Decoder::new(model.config.clone(), &model.weights, &device, config.precision.into())?;
@@ -254,7 +257,12 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     let dataset = open_dataset(&config)?;
     let encoder =
         Encoder::new(config.template(), tokenizer, config.seq_len).map_err(CommandError::usage)?;
-    let fleet = Fleet::new(dataset, &config).map_err(CommandError::usage)?;
+    let fleet = Fleet::new(dataset, &config).map_err(fleet_error)?;
+    let checked = match config.task {
+        Task::Sft => fleet.check::<AnswerLearner>(&config, &encoder),
+        Task::Dpo => fleet.check::<PreferenceLearner>(&config, &encoder),
+    };
+    checked.map_err(fleet_error)?;
     let initial_adapter = match &config.init_adapter {
         Some(folder) => Some(initial_adapter(folder, &model, &config)?),
         None => None,
@@ -323,39 +331,46 @@ fn configure(
         (None, _) => (RunConfig::default(), Origin::default()),
     };
     overrides.apply(&mut config, &mut origin);
+    if !origin.gives("sample") {
+        config.sample = config.sample.min(config.clients);
+    }
     config.check(&origin).map_err(wrong)?;
     let out = config.out.clone().unwrap_or_else(|| {
         let name = file.and_then(Path::file_stem).unwrap_or("simulate".as_ref());
         Path::new("runs").join(name)
     });
+    if resume && !holds_run(&out) {
+        return Err(CommandError::Usage(format!(
+            "{} holds no run to resume: name its folder with --out, or leave --resume out",
+            out.display()
+        )));
+    }
     config.out = Some(out.clone());
     Ok((config, out))
 }
 
-/// The base model's place. Where the built-in model cannot be fetched, the stand-in takes its
-/// place, in the configuration too, with a notice.
+/// The base model's place. Where the built-in model cannot be fetched for a new run, the stand-in
+/// takes its place, in the configuration too, with a notice.
 fn find_model(
     config: &mut RunConfig,
+    resume: bool,
     interrupt: &Interrupt,
 ) -> Result<(PathBuf, Option<String>), CommandError> {
-    if config.model != stand_in::NAME {
-        match hub::resolve_model(&config.model, interrupt) {
-            Ok(path) => return Ok((path, None)),
-            Err(error @ HubError::NoSource { .. }) if config.model == BUILT_IN.name => {
-                note(format!("{error}\nA tiny stand-in with random weights takes its place."));
-                config.model = stand_in::NAME.into();
-            }
-            Err(HubError::Interrupted) => {
-                return Err(CommandError::Interrupted(
-                    "no model yet: run the command again".into(),
-                ));
-            }
-            Err(error) => return Err(error.into()),
+    let path = match find(&config.model, interrupt) {
+        Ok(path) => path,
+        Err(error @ HubError::NoSource { .. }) if !resume => {
+            note(format!("{error}\nA tiny stand-in with random weights takes its place."));
+            config.model = stand_in::NAME.into();
+            find(stand_in::NAME, interrupt)?
         }
+        Err(HubError::Interrupted) => {
+            return Err(CommandError::Interrupted("no model yet: run the command again".into()));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if config.model != stand_in::NAME {
+        return Ok((path, None));
     }
-    let path = Cache::of_user()?.models().join(stand_in::NAME);
-    stand_in::write_model(&path)
-        .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", path.display()))?;
     let notice = "The base model is the stand-in: tiny, with random weights. Its answers are \
                   nonsense; the numbers show the federation at work, and nothing about language.";
     Ok((path, Some(notice.into())))
@@ -445,8 +460,7 @@ pub(super) fn open_dataset(config: &RunConfig) -> Result<Dataset, CommandError> 
     let files = config.data.clone();
     let source = DataSource { data_dir: Some(data_dir(config)?), files, temp_dir: None };
     let fields = config.field_map().map_err(CommandError::usage)?;
-    let dataset = Dataset::open(&config.dataset, &source, fields.as_ref());
-    let dataset = dataset.map_err(CommandError::usage)?;
+    let dataset = Dataset::open(&config.dataset, &source, fields.as_ref())?;
     if dataset.skipped().total() > 0 {
         note(dataset.skipped());
     }
@@ -471,6 +485,14 @@ fn plan_memory(model: &LoadedModel, config: &RunConfig) -> Result<MemoryPlan, Co
         batch: longest.saturating_mul(config.batch_size * config.grad_accum),
     };
     plan(&workload, None).map_err(CommandError::usage)
+}
+
+/// A file that is at fault is a failure; what was asked of it is the user's choice.
+fn fleet_error(error: FleetError) -> CommandError {
+    match error {
+        FleetError::Dataset(error) => error.into(),
+        other => CommandError::usage(other),
+    }
 }
 
 fn explain(error: SimulateError) -> CommandError {

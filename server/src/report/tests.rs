@@ -34,6 +34,7 @@ fn run(rounds: u32, clients: u32, group_names: &[&str], floor: f64) -> History {
             answer: format!("after {round} rounds: {} g", round * 100),
         };
         Record::Evaluation(EvaluationRecord {
+            rows_skipped: 0,
             round,
             score: score(0.0),
             groups: groups.collect::<BTreeMap<_, _>>(),
@@ -46,6 +47,7 @@ fn run(rounds: u32, clients: u32, group_names: &[&str], floor: f64) -> History {
         let chosen: Vec<u32> = (0..4).map(|i| (round * 7 + i * 3) % clients).collect();
         for &client in &chosen {
             records.push(Record::Client(ClientRecord {
+                rows_skipped: 0,
                 round,
                 client,
                 rows: 60,
@@ -63,6 +65,7 @@ fn run(rounds: u32, clients: u32, group_names: &[&str], floor: f64) -> History {
             }));
         }
         records.push(Record::Round(RoundRecord {
+            clients_skipped: Vec::new(),
             round,
             clients: chosen,
             learning_rate: 1e-3,

@@ -312,6 +312,12 @@ impl Origin {
         self.flags.push(key);
     }
 
+    /// Whether the user set `key`.
+    pub fn gives(&self, key: &str) -> bool {
+        let in_file = self.file.as_ref().is_some_and(|(_, text)| line_of(text, key).is_some());
+        in_file || self.flags.contains(&key)
+    }
+
     /// How a user knows the value of `key`: `--lora-rank`, or `run.toml, line 3: lora_rank`.
     fn place(&self, key: &str) -> String {
         if self.flags.contains(&key) {
@@ -343,7 +349,13 @@ impl RunConfig {
     /// # Errors
     /// Names the first value that is out of range and where it was given.
     pub fn check(&self, origin: &Origin) -> Result<(), ConfigError> {
-        match self.problem() {
+        let too_many = (self.sample > self.clients && origin.gives("sample")).then(|| {
+            (
+                "sample",
+                format!("{} a round are more than the {} clients", self.sample, self.clients),
+            )
+        });
+        match self.problem().or(too_many) {
             None => Ok(()),
             Some((key, problem)) => Err(ConfigError::Value { place: origin.place(key), problem }),
         }
@@ -685,6 +697,7 @@ mod tests {
             ("beta1 = 1.0", "line 1: beta1: beta1 is 1"),
             ("seed = 1\n[evaluation]\nsuites = [\"glue\"]", "line 3: suites: there is no suite"),
             ("fields = \"a\"", "line 1: fields: \"a\" in the field mapping"),
+            ("sample = 9\nclients = 4", "line 1: sample: 9 a round are more than the 4 clients"),
             ("steps = 4294967296\nbatch_size = 4294967296", "line 1: steps: steps × batch_size"),
         ];
         for (text, expected) in cases {

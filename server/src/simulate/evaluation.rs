@@ -15,6 +15,7 @@ use super::environment::Environment;
 use super::error::SimulateError;
 use super::journal::{Answer, EvaluationRecord, PreferenceScore, Score};
 use super::observer::{Event, Observer, tell};
+use crate::report::text::plural;
 
 /// Rows scored at a time; between them a run can be stopped.
 const CHUNK: usize = 16;
@@ -119,12 +120,21 @@ pub fn measure(
     let mut all = Sums::default();
     groups.iter().for_each(|group| all += *group);
     let Some(score) = all.score() else { return Ok(None) };
+    let rows_skipped = rows as u64 - score.rows;
+    if rows_skipped > 0 && round == 0 {
+        tracing::warn!(
+            "{rows_skipped} of {} held out have nothing left within {} tokens and are not scored",
+            plural(rows as u64, "row"),
+            environment.encoder.seq_len()
+        );
+    }
     let by_group = || fleet.groups().iter().cloned().zip(&groups);
     let groups: BTreeMap<String, Score> =
         by_group().filter_map(|(name, sums)| Some((name, sums.score()?))).collect();
     Ok(Some(EvaluationRecord {
         round,
         score,
+        rows_skipped,
         groups: if groups.len() > 1 { groups } else { BTreeMap::new() },
         answers: answer_prompts(environment, adapter, round, answers, observer)?,
         seconds: started.elapsed().as_secs_f64(),

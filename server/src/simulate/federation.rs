@@ -5,7 +5,7 @@
 //! does follows from that checkpoint and the round's number. So a run that is killed anywhere and
 //! resumed ends with the same adapter, bit by bit, as one that was not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -26,6 +26,7 @@ use super::schedule::clients_of_round;
 use super::seed::{Choice, derived};
 use super::server::Server;
 use crate::aggregate::Algorithm;
+use crate::report::text::plural;
 
 /// The metrics file's name in a run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -95,6 +96,8 @@ struct Federation<'a> {
     elapsed_seconds: f64,
     /// Rounds that each client has taken part in, of those that have.
     participations: HashMap<u32, u32>,
+    /// Clients of whose skipped rows the user has been told.
+    told_of: HashSet<u32>,
 }
 
 impl<'a> Federation<'a> {
@@ -154,6 +157,7 @@ impl<'a> Federation<'a> {
             done: round,
             elapsed_seconds,
             participations,
+            told_of: HashSet::new(),
         })
     }
 
@@ -186,6 +190,7 @@ impl<'a> Federation<'a> {
         let mut record = RoundRecord {
             round,
             clients: Vec::with_capacity(clients.len()),
+            clients_skipped: Vec::new(),
             learning_rate,
             loss: None,
             change_norm: 0.0,
@@ -200,6 +205,7 @@ impl<'a> Federation<'a> {
             let Some((outcome, update)) =
                 self.client(round, client, learning_rate, &download, observer)?
             else {
+                record.clients_skipped.push(client);
                 continue;
             };
             let terms = outcome.report.loss_terms();
@@ -256,9 +262,16 @@ impl<'a> Federation<'a> {
                 self.train(learner, client, &plan, download, own_control, observer)
             }
         };
+        let drawn = match self.environment.fleet.rows_of(client) {
+            0 => 0,
+            _ => self.config.row_schedule().rows_per_round as u64,
+        };
         let outcome = match outcome {
             Ok(outcome) => outcome,
-            Err(ClientError::NothingToLearn) => return Ok(None),
+            Err(ClientError::NothingToLearn) => {
+                self.tell_of_skipped(client, drawn, drawn);
+                return Ok(None);
+            }
             Err(ClientError::Stopped) => return Err(SimulateError::Stopped),
             Err(source) => return Err(SimulateError::Client { round, client, source }),
         };
@@ -266,11 +279,14 @@ impl<'a> Federation<'a> {
             controls.save(client, round, control)?;
         }
         let report = outcome.report;
+        let rows_skipped = drawn - report.rows;
+        self.tell_of_skipped(client, rows_skipped, drawn);
         let travels = |bytes: usize| if self.server.shares() { bytes as u64 } else { 0 };
         let record = ClientRecord {
             round,
             client,
             rows: self.environment.fleet.rows_of(client) as u64,
+            rows_skipped,
             steps: report.steps as u64,
             tokens: report.tokens,
             supervised_tokens: report.supervised_tokens,
@@ -284,6 +300,20 @@ impl<'a> Federation<'a> {
             seconds: started.elapsed().as_secs_f64(),
         };
         Ok(Some((outcome, record)))
+    }
+
+    /// Warns, once for each client, of rows that the sequence length left nothing to learn of.
+    fn tell_of_skipped(&mut self, client: u32, skipped: u64, drawn: u64) {
+        let sits_out = skipped == drawn;
+        if (skipped == 0 && !sits_out) || !self.told_of.insert(client) {
+            return;
+        }
+        tracing::warn!(
+            "client {client}: {skipped} of {} drawn have nothing left to learn within {} tokens{}",
+            plural(drawn, "row"),
+            self.environment.encoder.seq_len(),
+            if sits_out { "; it sits the round out" } else { "" }
+        );
     }
 
     fn train<L: Learner>(

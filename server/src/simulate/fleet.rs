@@ -13,6 +13,7 @@ use rand::seq::SliceRandom;
 
 use super::config::{RunConfig, Task};
 use super::seed::{Choice, derived, generator};
+use crate::aggregate::Algorithm;
 
 /// Why rows cannot be dealt to clients.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,18 @@ pub enum FleetError {
     /// A row cannot be read.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
+    /// Nobody can learn, or nothing can be scored.
+    #[error(
+        "none of the {rows} {whose} has anything left to learn within {seq_len} tokens: use a longer --seq-len"
+    )]
+    NothingToLearn {
+        /// How many rows there are.
+        rows: usize,
+        /// What they are.
+        whose: &'static str,
+        /// Longest sequence.
+        seq_len: usize,
+    },
     /// The task and the data do not fit.
     #[error("the data set {name} holds {holds}: use --task {task}, or choose another data set")]
     Task {
@@ -117,6 +130,41 @@ impl Fleet {
             }
         }
         Ok(())
+    }
+
+    /// Checks that every algorithm of `config` has a client that can learn, and that something can
+    /// be scored where rows are held out. Reads until it finds a row of each.
+    ///
+    /// # Errors
+    /// When the sequence length leaves nothing of all rows, or one cannot be read.
+    pub fn check<L: Learner>(
+        &self,
+        config: &RunConfig,
+        encoder: &Encoder<'_>,
+    ) -> Result<(), FleetError> {
+        let check = |whose, rows: Vec<u32>| {
+            for &row in &rows {
+                if L::sample(&self.dataset, row, encoder)?.is_some() {
+                    return Ok(());
+                }
+            }
+            let seq_len = encoder.seq_len();
+            Err(FleetError::NothingToLearn { rows: rows.len(), whose, seq_len })
+        };
+        for algorithm in config.algorithms() {
+            let (whose, shards) = match *algorithm {
+                Algorithm::Local { client } => {
+                    ("rows of the client that trains alone", self.shards.get(client..=client))
+                }
+                _ => ("rows of the clients", Some(&self.shards[..])),
+            };
+            let shards = shards.unwrap_or_default();
+            check(whose, shards.iter().flat_map(|shard| shard.rows.iter().copied()).collect())?;
+        }
+        match self.held_out.as_slice() {
+            [] => Ok(()),
+            rows => check("held-out rows", rows.iter().map(|held_out| held_out.row).collect()),
+        }
     }
 
     /// Rows that client `client` holds.

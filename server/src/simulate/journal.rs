@@ -38,6 +38,9 @@ pub struct ClientRecord {
     pub client: u32,
     /// Rows the client holds: its weight where clients are weighted by samples.
     pub rows: u64,
+    /// Rows drawn in the round that the sequence length left nothing to learn of.
+    #[serde(default)]
+    pub rows_skipped: u64,
     /// Optimiser steps taken.
     pub steps: u64,
     /// Tokens processed.
@@ -70,6 +73,9 @@ pub struct RoundRecord {
     pub round: u32,
     /// Clients whose updates were aggregated.
     pub clients: Vec<u32>,
+    /// Clients that were drawn and had no row with anything to learn.
+    #[serde(default)]
+    pub clients_skipped: Vec<u32>,
     /// The clients' learning rate.
     pub learning_rate: f64,
     /// Mean training loss over all clients, per supervised token or (preferences) pair; absent when
@@ -97,6 +103,9 @@ pub struct EvaluationRecord {
     /// Score over all held-out rows.
     #[serde(flatten)]
     pub score: Score,
+    /// Held-out rows that the sequence length left nothing to score of.
+    #[serde(default)]
+    pub rows_skipped: u64,
     /// Scores by source or group, where rows have one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub groups: BTreeMap<String, Score>,
@@ -310,6 +319,7 @@ mod tests {
         Record::Evaluation(EvaluationRecord {
             round,
             score,
+            rows_skipped: 0,
             groups: BTreeMap::from([("a \"quoted\" group".to_owned(), score)]),
             answers: Vec::new(),
             seconds: 0.5,

@@ -11,9 +11,13 @@ pub fn model(folder: &Path) -> PathBuf {
     let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny_llama");
     let model = folder.join("tiny");
     fs::create_dir_all(&model).unwrap();
-    for name in ["config.json", "model.safetensors"] {
-        fs::copy(Path::new(fixture).join(name), model.join(name)).unwrap();
-    }
+    fs::copy(Path::new(fixture).join("model.safetensors"), model.join("model.safetensors"))
+        .unwrap();
+    // A token is a byte here, and templates are long.
+    let config = fs::read_to_string(Path::new(fixture).join("config.json")).unwrap();
+    let (short, long) = ("\"max_position_embeddings\": 128", "\"max_position_embeddings\": 1024");
+    assert!(config.contains(short));
+    fs::write(model.join("config.json"), config.replace(short, long)).unwrap();
     let vocabulary: BTreeMap<String, u32> =
         (0..=255u8).map(|byte| (byte_character(byte).to_string(), u32::from(byte))).collect();
     let end = "<|endoftext|>";
