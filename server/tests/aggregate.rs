@@ -109,12 +109,21 @@ fn workplace() -> tempfile::TempDir {
 fn wrong_usage_exits_with_two_and_says_how_to_mend_it() {
     let folder = workplace();
     for (flags, expected) in [
-        ("--algorithm fedsgd --update a:1", "unknown algorithm"),
+        (
+            "--algorithm fedsgd --update a:1",
+            "unknown algorithm: use one of fedavg, fedprox, scaffold, fedavgm, fedadagrad, fedyogi, fedadam\n",
+        ),
         ("--algorithm local:1 --update a:1", "never aggregates"),
         ("--algorithm fedavg", "--update"),
         ("--algorithm fedavg --update a", "DIR:NUM_SAMPLES"),
         ("--algorithm fedavg --update a:0", "0 samples"),
-        ("--algorithm fedadam --beta1 2 --update a:1", "beta1 is 2"),
+        ("--algorithm fedadam --beta1 2 --update a:1", "--beta1 is 2"),
+        ("--algorithm fedadam --server-lr nan --update a:1", "--server-lr is NaN"),
+        ("--algorithm fedadam --server-lr -1 --update a:1", "--server-lr is -1"),
+        (
+            "--algorithm scaffold --clients 1 --update a:1 nowhere:2 --control-delta a b",
+            "2 clients, but the population is said to be 1",
+        ),
         ("--algorithm scaffold --update a:1 --control-delta b", "--clients N"),
         ("--algorithm scaffold --clients 3 --update a:1", "one --control-delta per --update"),
         ("--algorithm fedavg --update a:1 --control-delta b", "belongs to scaffold"),
@@ -158,6 +167,34 @@ fn adapters_that_cannot_be_used_exit_with_one_and_nothing_is_written() {
         assert!(stderr.contains(expected), "{update}: {stderr}");
         assert!(!at("out").exists() && !at("s").exists());
     }
+}
+
+#[test]
+fn a_client_s_folder_is_never_replaced_but_the_global_one_may_be() {
+    let folder = workplace();
+    let common = "--algorithm fedavg --global global --update a:3 b:4 --state s";
+    for out in ["a", "./b", "a/../a"] {
+        let output = run(folder.path(), &words(&format!("{common} --out {out}")));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("which a client sent"), "{stderr}");
+    }
+    for round in 0..3 {
+        let output = run(folder.path(), &words(&format!("{common} --out global --json")));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["round"], round);
+    }
+}
+
+#[test]
+fn without_a_place_for_the_state_there_is_no_new_adapter() {
+    let folder = workplace();
+    let args = "--algorithm fedadam --global global --update a:3 --state no/such/s --out out";
+    let output = run(folder.path(), &words(args));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cannot write no/such/s"), "{stderr}");
+    assert!(!folder.path().join("out").exists());
 }
 
 #[test]

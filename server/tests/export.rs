@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use fleetune_core::adapter::Adapter;
+use fleetune_core::adapter::{Adapter, base_model};
 use fleetune_core::model::LoadedModel;
 
 fn fixture(name: &str) -> PathBuf {
@@ -49,7 +49,7 @@ fn wrong_usage_exits_with_two_and_failures_with_one() {
         ("hf", "tiny_llama/adapter", &[][..], 2, "add --model"),
         ("onnx", "tiny_llama/adapter", &with_model[..], 2, "use peft, hf, gguf-lora or gguf"),
         ("peft", "tiny_llama/adapter", &["--dtype", "f16"][..], 2, "leave --dtype out"),
-        ("gguf", "tiny_llama/adapter", &with_model[..], 1, "needs a GGUF base model"),
+        ("gguf", "tiny_llama/adapter", &with_model[..], 2, "needs a GGUF base model"),
         ("hf", "tiny_qwen3/adapter", &with_model[..], 1, "does not fit the model"),
         ("hf", "nowhere", &with_model[..], 1, "cannot read"),
     ] {
@@ -59,4 +59,46 @@ fn wrong_usage_exits_with_two_and_failures_with_one() {
         assert!(stderr.contains(expected), "{format}: {stderr}");
         assert!(!out.exists(), "{format}");
     }
+}
+
+#[test]
+fn what_is_there_is_replaced_on_demand_only_and_inputs_never() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base");
+    std::fs::create_dir(&base).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("tiny_llama").join(name), base.join(name)).unwrap();
+    }
+    let weights = std::fs::read(base.join("model.safetensors")).unwrap();
+    let out = folder.path().join("out");
+    let with_base = ["--model", base.to_str().unwrap()];
+    let refused = |output: Output, words: &str| {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(words), "{stderr}");
+    };
+    assert!(export("hf", "tiny_llama/adapter", &out, &with_base).status.success());
+    let replace = [&with_base[..], &["--overwrite"]].concat();
+    for format in ["hf", "peft"] {
+        refused(export(format, "tiny_llama/adapter", &out, &with_base), "out is there already");
+        refused(export(format, "tiny_llama/adapter", &base, &replace), "is the base model itself");
+        assert!(export(format, "tiny_llama/adapter", &out, &replace).status.success());
+    }
+    let file = base.join("model.safetensors");
+    refused(export("gguf-lora", "tiny_llama/adapter", &file, &replace), "is the base model itself");
+    let adapter = fixture("tiny_llama/adapter");
+    let output = export("peft", "tiny_llama/adapter", &adapter, &["--overwrite"]);
+    refused(output, "is the adapter itself");
+    assert_eq!(std::fs::read(file).unwrap(), weights);
+}
+
+#[test]
+fn a_peft_folder_keeps_the_name_of_its_base_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = folder.path().join("named");
+    let adapter = Adapter::load(&fixture("tiny_llama/adapter")).unwrap();
+    adapter.save_for_base(&named, Some("org/base")).unwrap();
+    let out = folder.path().join("out");
+    assert!(export("peft", named.to_str().unwrap(), &out, &[]).status.success());
+    assert_eq!(base_model(&out).unwrap().as_deref(), Some("org/base"));
 }

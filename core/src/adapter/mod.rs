@@ -11,6 +11,8 @@ mod tensor_file;
 
 pub use lora::{LoraConfig, LoraConfigError, Target};
 pub use parameters::{Layout, LayoutMismatch, Parameter, ParameterSet};
-pub use peft::{Adapter, AdapterError, CONFIG_FILE, TENSORS_FILE, read_parameters, write_folder};
+pub use peft::{
+    Adapter, AdapterError, CONFIG_FILE, TENSORS_FILE, base_model, read_parameters, write_folder,
+};
 pub use peft_config::PeftConfigError;
 pub use tensor_file::TensorFileError;

@@ -75,7 +75,9 @@ pub enum AdapterError {
     #[error(transparent)]
     Lora(#[from] LoraConfigError),
     /// A tensor that the configuration and the model call for is not there.
-    #[error("the adapter lacks tensor {name}: it was made for another model or saved in part")]
+    #[error(
+        "the adapter lacks tensor {name}: it adapts some layers only, which is not supported here, or was made for another model or saved in part"
+    )]
     Missing {
         /// PEFT's name of the tensor.
         name: String,
@@ -131,9 +133,7 @@ impl Adapter {
     /// When a file is missing or damaged, when the configuration uses a feature of PEFT that the
     /// engine lacks, when tensors and configuration disagree, or a value is not finite.
     pub fn load(folder: &Path) -> Result<Self, AdapterError> {
-        let path = folder.join(CONFIG_FILE);
-        let peft = PeftConfig::from_json(&read_file(&path)?)
-            .map_err(|source| AdapterError::Config { path: path.clone(), source })?;
+        let peft = read_config(folder)?;
         let parameters = read_parameters(folder)?;
         let found = adapted_projections(&parameters)?;
         let present: Vec<Target> = Target::ALL
@@ -146,7 +146,10 @@ impl Adapter {
         };
         let PeftConfig { rank, alpha, dropout, rslora, .. } = peft;
         let config = LoraConfig { rank, alpha, dropout, targets, rslora };
-        config.check().map_err(|error| AdapterError::Config { path, source: error.into() })?;
+        config.check().map_err(|error| AdapterError::Config {
+            path: folder.join(CONFIG_FILE),
+            source: error.into(),
+        })?;
         check_pairs(&config, &parameters, &found)?;
         Ok(Self { config, parameters })
     }
@@ -193,6 +196,20 @@ impl Adapter {
         let missing = expected.into_keys().find(|name| self.parameters.get(name).is_none());
         missing.map_or(Ok(()), |name| Err(AdapterError::Missing { name }))
     }
+}
+
+/// The base model that the PEFT folder says it belongs to.
+///
+/// # Errors
+/// As [`Adapter::load`], as far as the configuration goes.
+pub fn base_model(folder: &Path) -> Result<Option<String>, AdapterError> {
+    Ok(read_config(folder)?.base_model)
+}
+
+fn read_config(folder: &Path) -> Result<PeftConfig, AdapterError> {
+    let path = folder.join(CONFIG_FILE);
+    let read = PeftConfig::from_json(&read_file(&path)?);
+    read.map_err(|source| AdapterError::Config { path, source })
 }
 
 /// Reads only the tensors of a PEFT folder, under whatever names they have.
@@ -473,6 +490,33 @@ mod tests {
         let pattern = serde_json::Value::from(".*(v|down)_proj");
         let folder = saved(|config| config["target_modules"] = pattern, |_| ());
         assert_eq!(Adapter::load(folder.path()).unwrap(), small());
+    }
+
+    #[test]
+    fn targets_of_single_layers_are_read_off_the_tensors_and_must_be_all_layers() {
+        let names: Vec<String> = (0..2)
+            .flat_map(|layer| ["self_attn.v_proj", "mlp.down_proj"].map(|p| (layer, p)))
+            .map(|(layer, path)| format!("model.layers.{layer}.{path}"))
+            .collect();
+        let folder = saved(|config| config["target_modules"] = names.clone().into(), |_| ());
+        assert_eq!(Adapter::load(folder.path()).unwrap(), small());
+
+        let first_layer = |config: &mut serde_json::Value| {
+            config["target_modules"] = names[..2].to_vec().into();
+        };
+        let folder = saved(first_layer, |tensors| tensors.retain(|t| t.name.contains("layers.0.")));
+        let partial = Adapter::load(folder.path()).unwrap();
+        let error = partial.check_against(&tiny_model()).unwrap_err().to_string();
+        assert!(error.contains("it adapts some layers only"), "{error}");
+    }
+
+    #[test]
+    fn the_base_model_is_named_as_it_was_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        small().save_for_base(folder.path(), Some("org/base")).unwrap();
+        assert_eq!(base_model(folder.path()).unwrap().as_deref(), Some("org/base"));
+        small().save(folder.path()).unwrap();
+        assert_eq!(base_model(folder.path()).unwrap(), None);
     }
 
     #[test]

@@ -53,7 +53,6 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("modules_to_save", "modules_to_save null"),
     ("layers_to_transform", "adapters on all layers"),
     ("layer_replication", "layer_replication null"),
-    ("exclude_modules", "exclude_modules null"),
     ("fan_in_fan_out", "fan_in_fan_out false"),
     ("use_dora", "use_dora false"),
     ("lora_bias", "lora_bias false"),
@@ -79,7 +78,8 @@ const PLAIN_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 pub(super) enum TargetModules {
     /// These.
     Listed(Vec<Target>),
-    /// A pattern over module names: the tensors in the folder tell what it matched.
+    /// Those that match a pattern, lie in certain layers or are not excluded: the tensors in the
+    /// folder tell which.
     Pattern,
 }
 
@@ -91,6 +91,8 @@ pub(super) struct PeftConfig {
     pub dropout: f64,
     pub rslora: bool,
     pub targets: TargetModules,
+    /// The base model's name or path.
+    pub base_model: Option<String>,
 }
 
 impl PeftConfig {
@@ -113,6 +115,10 @@ impl PeftConfig {
             dropout: fields.number("lora_dropout", Some(0.0))?,
             rslora: fields.flag("use_rslora")?,
             targets: fields.targets()?,
+            base_model: object
+                .get("base_model_name_or_path")
+                .and_then(Value::as_str)
+                .map(str::to_owned),
         })
     }
 }
@@ -216,6 +222,9 @@ impl Fields<'_> {
     fn targets(&self) -> Result<TargetModules, PeftConfigError> {
         const EXPECTED: &str = "a list of module names such as [\"q_proj\", \"v_proj\"]";
         let field = "target_modules";
+        if self.0.get("exclude_modules").is_some_and(|excluded| !is_neutral(excluded)) {
+            return Ok(TargetModules::Pattern);
+        }
         match self.0.get(field) {
             Some(Value::String(text)) if text == "all-linear" => {
                 Ok(TargetModules::Listed(Target::ALL.to_vec()))
@@ -223,23 +232,29 @@ impl Fields<'_> {
             Some(Value::String(_)) => Ok(TargetModules::Pattern),
             Some(Value::Array(names)) => {
                 let mut targets = Vec::with_capacity(names.len());
+                let mut in_all_layers = true;
                 for name in names {
                     let name = name.as_str().ok_or_else(|| self.wrong(field, EXPECTED))?;
-                    targets.push(target_named(name)?);
+                    let target = target_named(name)?;
+                    targets.push(target);
+                    in_all_layers &= [target.name(), target.path()].contains(&name);
                 }
                 targets.sort_unstable();
                 targets.dedup();
-                Ok(TargetModules::Listed(targets))
+                Ok(match in_all_layers {
+                    true => TargetModules::Listed(targets),
+                    false => TargetModules::Pattern,
+                })
             }
             _ => Err(self.wrong(field, EXPECTED)),
         }
     }
 }
 
-/// PEFT adapts every module whose name is `name` or ends in `.name`.
+/// PEFT adapts every module whose name is `name` or ends in `.name`; its last part is the target.
 fn target_named(name: &str) -> Result<Target, LoraConfigError> {
-    let by_path = Target::ALL.into_iter().find(|target| target.path() == name);
-    by_path.map_or_else(|| name.parse(), Ok)
+    let last = name.rsplit('.').next().unwrap_or(name);
+    last.parse().map_err(|_| LoraConfigError::UnknownTarget { name: name.to_owned() })
 }
 
 fn is_neutral(value: &Value) -> bool {
@@ -284,7 +299,14 @@ mod tests {
         let targets = TargetModules::Listed(vec![Target::QProj, Target::VProj]);
         assert_eq!(
             config,
-            PeftConfig { rank: 8, alpha: 16.0, dropout: 0.0, rslora: false, targets }
+            PeftConfig {
+                rank: 8,
+                alpha: 16.0,
+                dropout: 0.0,
+                rslora: false,
+                targets,
+                base_model: Some("org/base".into()),
+            }
         );
         assert_eq!(plain()["lora_alpha"], json!(16));
     }
@@ -341,6 +363,10 @@ mod tests {
         );
         assert_eq!(targets(json!("all-linear")), TargetModules::Listed(Target::ALL.to_vec()));
         assert_eq!(targets(json!(".*\\.(q|v)_proj")), TargetModules::Pattern);
+        assert_eq!(targets(json!(["0.self_attn.q_proj", "v_proj"])), TargetModules::Pattern);
+        let mut object = plain();
+        object.insert("exclude_modules".into(), json!(["lm_head"]));
+        assert_eq!(read(&object).unwrap().targets, TargetModules::Pattern);
     }
 
     #[test]

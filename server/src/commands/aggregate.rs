@@ -11,14 +11,14 @@ use std::str::FromStr;
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use fleetune_core::adapter::{CONFIG_FILE, ParameterSet, read_parameters, write_folder};
-use fleetune_core::files::write_atomically;
+use fleetune_core::files::StagedFile;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{CommandError, CommandResult, Context};
 use crate::aggregate::{
-    Aggregator, AggregatorConfig, Algorithm, Hyperparameters, Round, RoundSummary, ServerState,
-    Variant, Weighting,
+    AggregateError, Aggregator, AggregatorConfig, Algorithm, Hyperparameters, Round, RoundSummary,
+    ServerState, Variant, Weighting,
 };
 use crate::progress::{Progress, Unit};
 
@@ -38,7 +38,7 @@ Examples:
 #[command(after_help = EXAMPLE)]
 pub struct AggregateArgs {
     /// fedavg, fedprox, scaffold, fedavgm, fedadagrad, fedyogi or fedadam
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = sharing)]
     algorithm: Algorithm,
     /// Whose reading of the algorithm: openfedllm (as that code computes) or paper (as published)
     #[arg(long, value_name = "VARIANT", default_value_t)]
@@ -166,12 +166,11 @@ pub fn run(args: AggregateArgs, ctx: &Context) -> CommandResult {
     let updates = accumulate(&args, &mut round, &global, &config)?;
     let (next, summary) = aggregator.finish(&state, round)?;
 
-    // The adapter first: where the second write fails, the same command gives the same result.
+    // The state is ready before the adapter is published: both are new, or none.
+    let state = args.state.as_deref().map(|path| stage(path, &next)).transpose()?;
     write_folder(&args.out, &config, &next.global())?;
-    if let Some(path) = &args.state {
-        let bytes = next.to_bytes()?;
-        write_atomically(path, &bytes)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    if let Some(state) = state {
+        state.publish().context("cannot write the state")?;
     }
     let AggregatorConfig { algorithm, variant, .. } = *aggregator.config();
     let weighting = aggregator.weighting();
@@ -179,6 +178,24 @@ pub fn run(args: AggregateArgs, ctx: &Context) -> CommandResult {
     let report = Report { algorithm, variant, weighting, summary, updates, out, state };
     ctx.result(&report, || describe(&report))?;
     Ok(())
+}
+
+/// The state as a file beside its place.
+fn stage(path: &Path, state: &ServerState) -> anyhow::Result<StagedFile> {
+    StagedFile::write(path, &state.to_bytes()?)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// An algorithm that aggregates.
+fn sharing(name: &str) -> Result<Algorithm, String> {
+    match name.parse() {
+        Ok(Algorithm::Local { .. }) => Err(AggregateError::NeverAggregates.to_string()),
+        Ok(algorithm) => Ok(algorithm),
+        Err(_) => {
+            let known = Algorithm::SHARING.map(Algorithm::name).join(", ");
+            Err(format!("unknown algorithm: use one of {known}"))
+        }
+    }
 }
 
 /// Checks the flags as a whole.
@@ -199,6 +216,20 @@ fn configure(args: &AggregateArgs) -> Result<Aggregator, CommandError> {
         let text = format!("--control-delta belongs to scaffold, not to {}", args.algorithm);
         return Err(CommandError::Usage(text));
     }
+    if let Some(population) = args.clients.filter(|&all| all < updates) {
+        let clients = updates;
+        return Err(CommandError::usage(AggregateError::PopulationExceeded {
+            clients,
+            population,
+        }));
+    }
+    let clients = args.updates.iter().map(|update| &update.folder).chain(&args.control_deltas);
+    if let Some(folder) = clients.into_iter().find(|folder| is_same(folder, &args.out)) {
+        return Err(CommandError::Usage(format!(
+            "--out would replace {}, which a client sent: choose another folder",
+            folder.display()
+        )));
+    }
     let config = AggregatorConfig {
         algorithm: args.algorithm,
         variant: args.variant,
@@ -206,7 +237,18 @@ fn configure(args: &AggregateArgs) -> Result<Aggregator, CommandError> {
         hyperparameters: args.hyperparameters.over(Hyperparameters::default()),
         population: args.clients,
     };
-    Aggregator::new(config).map_err(CommandError::usage)
+    Aggregator::new(config).map_err(|error| match error {
+        AggregateError::Hyperparameter(wrong) => {
+            let flag = format!("--{}", wrong.name.replace('_', "-"));
+            CommandError::Usage(wrong.to_string().replacen(wrong.name, &flag, 1))
+        }
+        other => CommandError::usage(other),
+    })
+}
+
+/// Whether both are there and are one folder.
+fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 /// The state to continue from, or the first one.

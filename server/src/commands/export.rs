@@ -1,43 +1,47 @@
 //! `fleetune export`: an adapter, or a model with the adapter folded in, for other programs.
 
 use std::cell::Cell;
+use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
-use fleetune_core::adapter::Adapter;
+use fleetune_core::adapter::{Adapter, CONFIG_FILE, base_model};
 use fleetune_core::model::LoadedModel;
 use fleetune_core::model::export::{self, ExportError, FloatFormat};
 use serde::Serialize;
 
+use super::engine::find_model;
 use super::{CommandError, CommandResult, Context};
-use crate::hub::resolve_model;
 use crate::progress::{Progress, Unit};
 
 const EXAMPLE: &str = "\
 Examples:
   # The model with the adapter folded in, for transformers
-  fleetune export --format hf --model smollm2-135m-instruct --adapter adapter --out merged
+  fleetune export --format hf --model smollm2-135m-instruct --adapter adapter \\
+      --out merged
 
   # The adapter for llama.cpp: llama-cli -m model.gguf --lora adapter.gguf
-  fleetune export --format gguf-lora --model smollm2-135m-instruct --adapter adapter --out adapter.gguf
+  fleetune export --format gguf-lora --model smollm2-135m-instruct --adapter adapter \\
+      --out adapter.gguf
 
   # One GGUF file with the adapter folded in
-  fleetune export --format gguf --model smollm2-135m-instruct --adapter adapter --out merged.gguf";
+  fleetune export --format gguf --model smollm2-135m-instruct --adapter adapter \\
+      --out merged.gguf";
 
 /// Arguments of `fleetune export`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLE)]
 pub struct ExportArgs {
     /// peft (adapter folder), hf (merged Hugging Face folder), gguf-lora (adapter for llama.cpp) or
-    /// gguf (merged model)
+    /// gguf (merged model, of a GGUF base)
     #[arg(long, value_name = "FORMAT")]
     format: Format,
     /// The adapter: a PEFT folder
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
-    /// The base model; every format but peft needs it
+    /// The base model; every format but peft needs it, gguf one that is a GGUF file
     #[arg(long, value_name = "PATH_OR_NAME")]
     model: Option<String>,
     /// How values are written: f32, f16 or bf16. In a merged GGUF file this concerns the adapted
@@ -47,6 +51,9 @@ pub struct ExportArgs {
     /// The folder or file to write
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
+    /// Replace what --out holds; never the base model or the adapter themselves
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// What is written.
@@ -93,13 +100,15 @@ pub fn run(args: ExportArgs, ctx: &Context) -> CommandResult {
         Format::GgufLora => export::gguf_adapter,
         Format::Gguf => export::merged_gguf,
     };
-    let ExportArgs { format, adapter, model, dtype, out } = args;
+    let ExportArgs { format, adapter: folder, model, dtype, out, overwrite } = args;
     let Some(model) = model else {
         return Err(CommandError::usage("this format needs the base model: add --model"));
     };
-    let adapter = Adapter::load(&adapter)?;
+    check_free(&out, overwrite)?;
+    let adapter = Adapter::load(&folder)?;
     let interrupt = ctx.interrupt();
-    let model = LoadedModel::open(&resolve_model(&model, &interrupt)?)?;
+    let model = LoadedModel::open(&find_model(&model, &interrupt)?)?;
+    check_apart(&out, &folder, Some(&model))?;
     let progress = Progress::new("exporting", None, Unit::Items("tensors"));
     let written = Cell::new(0);
     let on_tensor = |done: usize, _: usize| {
@@ -113,6 +122,7 @@ pub fn run(args: ExportArgs, ctx: &Context) -> CommandResult {
                 "the export is not complete; run it again".into(),
             ));
         }
+        Err(error @ ExportError::NotGguf { .. }) => return Err(CommandError::usage(error)),
         outcome => outcome?,
     }
     progress.finish();
@@ -121,17 +131,59 @@ pub fn run(args: ExportArgs, ctx: &Context) -> CommandResult {
 
 /// Writes the adapter as it would have been saved here.
 fn write_peft(args: ExportArgs, ctx: &Context) -> CommandResult {
-    let ExportArgs { format, adapter, model, dtype, out } = args;
+    let ExportArgs { format, adapter: folder, model, dtype, out, overwrite } = args;
     if dtype != FloatFormat::F32 {
         return Err(CommandError::usage("a PEFT folder is written in f32: leave --dtype out"));
     }
-    let adapter = Adapter::load(&adapter)?;
-    if let Some(model) = &model {
-        let path = resolve_model(model, &ctx.interrupt())?;
-        adapter.check_against(&LoadedModel::open(&path)?.config)?;
-    }
-    adapter.save_for_base(&out, model.as_deref())?;
+    check_free(&out, overwrite)?;
+    let adapter = Adapter::load(&folder)?;
+    let base = match model {
+        Some(name) => {
+            let model = LoadedModel::open(&find_model(&name, &ctx.interrupt())?)?;
+            check_apart(&out, &folder, Some(&model))?;
+            adapter.check_against(&model.config)?;
+            Some(name)
+        }
+        None => {
+            check_apart(&out, &folder, None)?;
+            base_model(&folder)?
+        }
+    };
+    adapter.save_for_base(&out, base.as_deref())?;
     report(Report { format, tensors: adapter.parameters.len(), out }, ctx)
+}
+
+/// An error where `out` holds something that is not to be replaced.
+fn check_free(out: &Path, overwrite: bool) -> CommandResult {
+    let taken = match fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(_) => out.exists(),
+    };
+    if !taken || overwrite {
+        return Ok(());
+    }
+    Err(CommandError::Usage(format!(
+        "{} is there already: choose another --out, or replace it with --overwrite",
+        out.display()
+    )))
+}
+
+/// An error where `out` is the adapter or the model that is read, or holds it.
+fn check_apart(out: &Path, adapter: &Path, model: Option<&LoadedModel>) -> CommandResult {
+    // What does not exist is nothing that is read.
+    let Ok(target) = out.canonicalize() else { return Ok(()) };
+    let adapter = [adapter.join(CONFIG_FILE)];
+    let inputs = [("adapter", &adapter[..]), ("base model", model.map_or(&[], LoadedModel::files))];
+    for (what, files) in inputs {
+        if files.iter().filter_map(|file| file.canonicalize().ok()).any(|f| f.starts_with(&target))
+        {
+            let out = out.display();
+            return Err(CommandError::Usage(format!(
+                "{out} is the {what} itself: choose another --out"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn report(report: Report, ctx: &Context) -> CommandResult {
