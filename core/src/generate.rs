@@ -1,5 +1,6 @@
 //! Writing text with a model, token by token.
 
+use candle_core::DType;
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use serde::{Deserialize, Serialize};
 
@@ -38,10 +39,12 @@ impl GenerateOptions {
 }
 
 /// Continues `prompt`, calling `each` with every new token until it answers `false`. Yields the new
-/// tokens. An empty prompt writes nothing.
+/// tokens. The text ends where the model's context is full at the latest; an empty prompt writes
+/// nothing.
 ///
 /// # Errors
-/// When a token is unknown, on cancellation, or when the device fails.
+/// When a token is unknown, the model computes no finite numbers, on cancellation, or when the
+/// device fails.
 pub fn generate(
     decoder: &Decoder,
     prompt: &[u32],
@@ -55,7 +58,7 @@ pub fn generate(
 /// Continues what `cache` holds, followed by `prompt`, as [`generate`] does.
 ///
 /// # Errors
-/// When a token is unknown, on cancellation, or when the device fails.
+/// As [`generate`].
 pub fn generate_after(
     decoder: &Decoder,
     mut cache: Cache,
@@ -65,18 +68,23 @@ pub fn generate_after(
     mut each: impl FnMut(u32) -> bool,
 ) -> Result<Vec<u32>, EngineError> {
     let mut written = Vec::new();
-    if prompt.is_empty() || options.max_tokens == 0 {
+    let room = decoder.config().max_context.saturating_sub(cache.len()? + prompt.len());
+    let max_tokens = options.max_tokens.min(room);
+    if prompt.is_empty() || max_tokens == 0 {
         return Ok(written);
     }
     let mut processor = LogitsProcessor::from_sampling(options.seed, options.sampling());
     let mut logits = decoder.extend(&mut cache, prompt, pass)?;
     loop {
+        if !logits.to_dtype(DType::F32)?.to_vec1::<f32>()?.iter().all(|logit| logit.is_finite()) {
+            return Err(EngineError::NotFinite);
+        }
         let token = processor.sample(&logits)?;
         if options.stop_ids.contains(&token) {
             return Ok(written);
         }
         written.push(token);
-        if !each(token) || written.len() == options.max_tokens {
+        if !each(token) || written.len() == max_tokens {
             return Ok(written);
         }
         logits = decoder.extend(&mut cache, &[token], pass)?;

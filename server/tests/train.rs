@@ -177,10 +177,77 @@ fn an_earlier_training_is_neither_mixed_nor_lost_by_accident() {
         "{}",
         changed.err
     );
+    for (args, words) in [
+        (&["--weight-decay", "0.5"][..], "weight_decay 0.0, not 0.5"),
+        (&["--max-grad-norm", "2"], "max_grad_norm 0.0, not 2.0"),
+        (&["--precision", "bf16"], "precision \"f32\", not \"bf16\""),
+        (&["--seq-len", "64"], "seq_len 512, not 64"),
+        (
+            &["--lora-rank", "4"],
+            "--lora-rank contradicts the interrupted training, which has rank 8",
+        ),
+        (&["--lora-alpha", "4"], "--lora-alpha contradicts the interrupted training"),
+        (&["--lora-targets", "k_proj"], "--lora-targets contradicts the interrupted training"),
+        (&["--lora-rslora"], "--lora-rslora contradicts the interrupted training"),
+        (&["--init-adapter", "other"], "init_adapter null, not \"other\""),
+    ] {
+        let changed = place.train("run", &[&["--max-steps", "4", "--resume"], args].concat());
+        assert!(changed.error(2).contains(words), "{}", changed.err);
+    }
+    let rows = fs::read_to_string(&place.rows).unwrap();
+    fs::write(&place.rows, rows.replace("It is", "That is")).unwrap();
+    let changed = place.train("run", &["--max-steps", "4", "--resume"]);
+    assert!(changed.error(2).contains("rows_sha256"), "{}", changed.err);
+    fs::write(&place.rows, rows).unwrap();
+    place.train("run", &["--max-steps", "3", "--resume", "--lr", "0.02"]).json();
+
     place.train("run", &["--max-steps", "1", "--overwrite"]).json();
     assert_eq!(place.metrics("run").len(), 1);
     let nothing = place.train("empty", &["--resume"]);
     assert!(nothing.error(2).contains("no checkpoint to resume from"), "{}", nothing.err);
+}
+
+#[test]
+fn a_step_takes_no_more_rows_than_there_are() {
+    let place = Place::new();
+    let all = place.train("all", &["--max-steps", "1", "--batch-size", "10"]).json();
+    for (flag, count) in [("--batch-size", "1000000000"), ("--grad-accum", "10000000000")] {
+        let ended = place.train("most", &["--max-steps", "1", "--overwrite", flag, count]);
+        assert_eq!(ended.json()["tokens"], all["tokens"]);
+        assert!(ended.err.contains("each step takes all 10 rows"), "{}", ended.err);
+        assert_eq!(place.adapter("most"), place.adapter("all"));
+    }
+}
+
+#[test]
+fn rows_without_anything_to_learn_are_counted_once() {
+    let place = Place::new();
+    let long = "long ".repeat(200);
+    let row = format!("{{\"instruction\": \"{long}\", \"response\": \"no\"}}\n");
+    let rows = fs::read_to_string(&place.rows).unwrap();
+    fs::write(&place.rows, rows + &row).unwrap();
+    let outcome = place.train("a", &["--max-steps", "20"]).json();
+    assert_eq!(outcome["rows_skipped"], 1);
+}
+
+/// A model whose every logit is NaN.
+fn broken_model(place: &Place) -> PathBuf {
+    let path = place.model.join("model.safetensors");
+    let mut weights = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    weights[8 + header..].fill(0xff);
+    fs::write(&path, weights).unwrap();
+    place.model.clone()
+}
+
+#[test]
+fn a_model_that_computes_no_numbers_is_named_as_the_cause() {
+    let place = Place::new();
+    broken_model(&place);
+    let written = generate(&place, &["--prompt", "a"]);
+    assert!(written.error(1).contains("the model's logits are not finite"), "{}", written.err);
+    let trained = place.train("a", &["--max-steps", "1"]);
+    assert!(trained.error(1).contains("the model or the adapter that training starts from"));
 }
 
 #[test]
@@ -216,7 +283,14 @@ fn what_cannot_be_trained_is_refused_with_the_reason() {
         (&["--memory-budget", "1MiB"], 2, "the smallest"),
         (&["--lr", "-1"], 2, "use a number above 0"),
         (&["--seq-len", "2"], 2, "sequence length of 2"),
+        (&["--seq-len", "99999999999"], 2, "99999999999 is more than the model's context of 1024"),
         (&["--lora-rank", "0"], 2, "rank 0 is out of range"),
+        (&["--lora-alpha", "-1"], 2, "'-1' for '--lora-alpha <A>': use a number above 0"),
+        (&["--lora-dropout", "-1"], 2, "'-1' for '--lora-dropout <P>': use 0 up to"),
+        (&["--seed", "-1"], 2, "invalid value '-1' for '--seed <N>'"),
+        (&["--dpo-beta", "0.2"], 2, "--dpo-beta belongs to --task dpo"),
+        (&["--dpo-loss", "ipo"], 2, "--dpo-loss belongs to --task dpo"),
+        (&["--reference-adapter", "a"], 2, "--reference-adapter belongs to --task dpo"),
         (&["--init-adapter", "/no/such/adapter"], 1, "/no/such/adapter"),
     ] {
         let ended = place.train_with(args);
@@ -255,6 +329,27 @@ fn text_is_written_the_same_way_streamed_and_as_json() {
     assert_eq!(streamed.out.strip_suffix('\n'), written["text"].as_str());
     assert_eq!((&written["prompt_tokens"], &written["tokens"]), (&4.into(), &12.into()));
     assert_eq!(written["ended"], false);
+}
+
+#[test]
+fn text_ends_where_the_context_is_full() {
+    let place = Place::new();
+    let prompt = "a".repeat(1016);
+    let ended = generate(&place, &["--prompt", &prompt, "--max-tokens", "1000000", "--json"]);
+    assert_eq!(ended.json()["tokens"], 8, "the model's context holds 1024");
+    assert!(ended.err.contains("the model's context of 1024 tokens is full"), "{}", ended.err);
+    let long = generate(&place, &["--prompt", &"a".repeat(1024)]);
+    assert!(long.error(2).contains("the prompt has 1024 tokens"), "{}", long.err);
+    let unasked = generate(&place, &["--prompt", "a", "--system", "You are kind."]);
+    assert!(unasked.err.contains("--chat"), "{}", unasked.err);
+    assert_eq!(unasked.code, Some(2));
+}
+
+#[test]
+fn the_stand_in_is_a_model_of_every_command() {
+    let place = Place::new();
+    let args = ["generate", "--model", "stand-in", "--prompt", "a", "--max-tokens", "2", "--json"];
+    assert_eq!(run(place.folder.path(), &args).json()["tokens"], 2);
 }
 
 #[test]

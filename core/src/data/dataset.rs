@@ -206,6 +206,8 @@ pub struct Dataset {
     mixture: bool,
     /// File and line of the first row that is more than one question and one answer.
     several_turns: Option<String>,
+    /// Of the rows' text, line by line.
+    hasher: Sha256,
 }
 
 impl Dataset {
@@ -243,6 +245,7 @@ impl Dataset {
             preference: first.preference,
             mixture: sets.len() > 1,
             several_turns: None,
+            hasher: Sha256::new(),
         };
         for set in sets {
             dataset.add_set(set, source, mapping)?;
@@ -335,6 +338,13 @@ impl Dataset {
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// SHA-256 of the rows' text, in hexadecimal: the same for the same rows in the same order,
+    /// however their files are compressed.
+    pub fn content_hash(&self) -> String {
+        let digest = self.hasher.clone().finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Whether there are no rows. Never so in a set that was opened.
@@ -506,6 +516,8 @@ impl Check<'_> {
         if self.dataset.several_turns.is_none() && !is_single(&content) {
             self.dataset.several_turns = Some(location());
         }
+        self.dataset.hasher.update(text);
+        self.dataset.hasher.update("\n");
         Ok(true)
     }
 }

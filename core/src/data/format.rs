@@ -137,8 +137,11 @@ pub(super) enum Format {
 impl Format {
     /// Understands the line `text`.
     pub fn convert(&self, text: &str) -> Result<Converted, RowFault> {
-        let value: Value =
-            serde_json::from_str(text).map_err(|e| RowFault::Json { message: e.to_string() })?;
+        let value: Value = serde_json::from_str(text).map_err(|error| {
+            // A row is one line: the parser's own count of lines would only confuse.
+            let message = error.to_string().replace(" at line 1 column ", " at column ");
+            RowFault::Json { message }
+        })?;
         let Value::Object(mut row) = value else {
             return Err(RowFault::NotAnObject { found: kind_of(&value) });
         };
@@ -213,7 +216,8 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
 
 /// Takes `field` out of the row.
 pub(super) fn take(row: &mut Map<String, Value>, field: &str) -> Result<Value, RowFault> {
-    row.remove(field).ok_or_else(|| RowFault::Missing {
+    // What was taken stays there by name, for the error about a field that is missing.
+    row.get_mut(field).map(Value::take).ok_or_else(|| RowFault::Missing {
         field: field.to_owned(),
         present: match row.len() {
             0 => "no fields".to_owned(),

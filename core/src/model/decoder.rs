@@ -29,6 +29,11 @@ pub enum EngineError {
         /// Tokens the model has.
         vocabulary: usize,
     },
+    /// The model computes NaN or infinities.
+    #[error(
+        "the model's logits are not finite numbers: its weights, or the adapter's, are damaged"
+    )]
+    NotFinite,
     /// Someone asked to stop, through [`CancelToken`].
     #[error("cancelled")]
     Cancelled,
@@ -473,7 +478,7 @@ impl Cache {
     }
 
     /// Tokens held.
-    fn len(&self) -> Result<usize, EngineError> {
+    pub(crate) fn len(&self) -> Result<usize, EngineError> {
         match self.layers.first() {
             Some(layer) => Ok(layer.keys.dims2()?.0),
             None => Ok(0),

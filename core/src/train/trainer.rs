@@ -96,7 +96,7 @@ pub enum TrainError {
     #[error("the batch has no supervised token: check the template and the sequence length")]
     NothingSupervised,
     /// The loss or the gradient is not a number any more.
-    #[error("training diverged at step {step}: the {what} is {value}; use a lower learning rate")]
+    #[error("training diverged at step {step}: the {what} is {value}; {}", diverged(*step))]
     Diverged {
         /// The step, from 1.
         step: u64,
@@ -117,6 +117,17 @@ pub enum TrainError {
     /// The reference's log-probabilities cannot be kept.
     #[error(transparent)]
     Reference(ReferenceError),
+}
+
+/// Why training diverged at step `step`, and how to mend it.
+fn diverged(step: u64) -> &'static str {
+    match step {
+        1 => {
+            "no learning rate has had a say yet, so the model or the adapter that training starts \
+             from holds values that are not finite or far too large"
+        }
+        _ => "use a lower learning rate",
+    }
 }
 
 impl From<ReferenceError> for TrainError {

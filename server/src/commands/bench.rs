@@ -20,7 +20,7 @@ use crate::system;
 
 /// Arguments of `fleetune bench`.
 #[derive(Debug, Args)]
-#[command(arg_required_else_help = true)]
+#[command(arg_required_else_help = true, after_help = "Example:\n  fleetune bench engine")]
 pub struct BenchArgs {
     #[command(subcommand)]
     command: BenchCommand,

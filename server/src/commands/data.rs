@@ -11,7 +11,7 @@ use crate::hub::{Cache, Client, PULLABLE_SETS, PulledFile, pull_dataset};
 
 /// Arguments of `fleetune data`.
 #[derive(Debug, Args)]
-#[command(arg_required_else_help = true)]
+#[command(arg_required_else_help = true, after_help = "Example:\n  fleetune data pull gsm8k")]
 pub struct DataArgs {
     #[command(subcommand)]
     command: DataCommand,

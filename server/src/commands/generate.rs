@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::engine::{EngineArgs, load_adapter};
 use super::{CommandError, CommandResult, Context, values};
 use crate::output::{self, OutputError};
+use crate::progress::note;
 
 /// Arguments of `fleetune generate`.
 #[derive(Debug, Args)]
@@ -40,13 +41,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_tokens: usize,
     /// 0 takes the likeliest token each time; larger values draw more freely
-    #[arg(
-        long,
-        value_name = "F",
-        default_value_t = 0.0,
-        allow_negative_numbers = true,
-        value_parser = values::not_negative
-    )]
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = values::not_negative)]
     temperature: f64,
     /// Draw among the likeliest tokens whose probabilities reach this sum
     #[arg(long, value_name = "P", value_parser = values::share)]
@@ -82,6 +77,14 @@ pub fn run(args: GenerateArgs, ctx: &Context) -> CommandResult {
     if ids.is_empty() {
         return Err(CommandError::Usage("the prompt is empty: give some text".to_owned()));
     }
+    let context = engine.model.config.max_context;
+    if ids.len() >= context {
+        return Err(CommandError::Usage(format!(
+            "the prompt has {} tokens and fills the model's context of {context}: shorten it",
+            ids.len()
+        )));
+    }
+    let max_tokens = args.max_tokens.min(context - ids.len());
     let lora = adapter.as_ref().map(|adapter| engine.decoder.lora_tensors(adapter)).transpose()?;
     let pass = PassOptions {
         lora: lora.as_ref(),
@@ -89,7 +92,7 @@ pub fn run(args: GenerateArgs, ctx: &Context) -> CommandResult {
         ..PassOptions::default()
     };
     let options = GenerateOptions {
-        max_tokens: args.max_tokens,
+        max_tokens,
         temperature: args.temperature,
         top_p: args.top_p,
         seed: args.seed,
@@ -126,14 +129,21 @@ pub fn run(args: GenerateArgs, ctx: &Context) -> CommandResult {
     let rest = stream.finish()?;
     text += &rest;
     show(ctx, &rest)?;
+    let ended = written.len() < max_tokens;
     if !ctx.json {
-        return Ok(output::line("")?);
+        output::line("")?;
+    }
+    if !ended && max_tokens < args.max_tokens {
+        note(format!("the text stops where the model's context of {context} tokens is full"));
+    }
+    if !ctx.json {
+        return Ok(());
     }
     let written = Written {
         text,
         prompt_tokens: ids.len(),
         tokens: written.len(),
-        ended: written.len() < args.max_tokens,
+        ended,
         seconds: started.elapsed().as_secs_f64(),
     };
     Ok(output::json(&written)?)

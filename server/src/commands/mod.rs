@@ -21,7 +21,7 @@ mod values;
 use std::panic;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use fleetune_core::kernels::Threads;
 
 use crate::evaluate::sandbox::confined_main;
@@ -86,6 +86,15 @@ fn dispatch(command: Command, ctx: &Context) -> CommandResult {
     }
 }
 
+/// The same command, where a flag takes `-1` for its value, to say itself what it needs.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let takes_them = |arg: clap::Arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(takes_them).mut_subcommands(with_negative_numbers)
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     // Before anything else: the launcher must have one thread only.
@@ -93,7 +102,8 @@ pub fn main() -> ExitCode {
         return code;
     }
     error::report_panics();
-    let cli = Cli::parse();
+    let matches = with_negative_numbers(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let outcome = panic::catch_unwind(|| {
         let ctx = Context::new(&cli.global)?;
         // On a thread of the pool: called from outside, every kernel would wake the pool and wait.
@@ -110,26 +120,25 @@ pub fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn check(command: &clap::Command, path: &str) {
         let path = format!("{path} {}", command.get_name());
-        let mut leaves = command.get_subcommands().filter(|c| c.get_name() != "help").peekable();
-        if leaves.peek().is_none() {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Example"), "{path} --help has no example");
-            assert!(help.contains(path.trim()), "the example of {path} does not show it");
-            assert!(command.get_about().is_some(), "{path} does not say what it does");
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.contains("Example"), "{path} --help has no example");
+        assert!(help.contains(path.trim()), "the example of {path} does not show it");
+        for line in help.lines() {
+            assert!(line.len() <= 100, "copying from {path} --help breaks: {line}");
         }
-        leaves.for_each(|leaf| check(leaf, &path));
+        assert!(command.get_about().is_some(), "{path} does not say what it does");
+        let parts = command.get_subcommands().filter(|c| c.get_name() != "help");
+        parts.for_each(|part| check(part, &path));
     }
 
     #[test]
     fn every_command_explains_itself_with_an_example() {
         let cli = Cli::command();
-        cli.clone().debug_assert();
+        with_negative_numbers(cli.clone()).debug_assert();
         check(&cli, "");
     }
 }

@@ -12,7 +12,10 @@ use crate::hub::{Cache, pull_model, resolve_model};
 
 /// Arguments of `fleetune model`.
 #[derive(Debug, Args)]
-#[command(arg_required_else_help = true)]
+#[command(
+    arg_required_else_help = true,
+    after_help = "Example:\n  fleetune model pull smollm2-135m-instruct"
+)]
 pub struct ModelArgs {
     #[command(subcommand)]
     command: ModelCommand,

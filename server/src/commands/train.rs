@@ -4,16 +4,21 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use fleetune_core::adapter::{Adapter, LoraConfig, Target};
-use fleetune_core::data::{DataSource, Dataset, DatasetError, Encoder, FieldMap, Template};
-use fleetune_core::train::{AnswerLearner, PreferenceLearner, Reference, ReferenceError};
+use fleetune_core::data::{DataSource, Dataset, Encoder, FieldMap, Template};
+use fleetune_core::train::{
+    AnswerLearner, PreferenceLearner, PreferenceLoss, Reference, ReferenceError,
+};
 use indicatif::HumanBytes;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::engine::{Engine, EngineArgs, load_adapter};
+use super::engine::{Engine, EngineArgs, check_context, load_adapter};
 use super::{CommandError, CommandResult, Context, values};
 use crate::hub::Cache;
 use crate::progress::note;
+use crate::report::text::plural;
 use crate::training::{Checkpoint, LossName, Outcome, RunError, RunOptions, Subject, train};
+
+const DEFAULT_SEQ_LEN: usize = 512;
 
 /// Arguments of `fleetune train`.
 #[derive(Debug, Args)]
@@ -25,7 +30,8 @@ Examples:
   fleetune train --task dpo --dataset preference --data pairs.jsonl.gz --out adapters/taste
 
 DIR holds metrics.jsonl (one object a step), the latest checkpoint and, at the end, the adapter as a
-PEFT folder. After Ctrl-C the same command with --resume goes on.")]
+PEFT folder. After Ctrl-C the same command with --resume goes on; --max-steps, --lr, --save-every and
+--memory-budget may then differ, everything else must be as it was.")]
 pub struct TrainArgs {
     #[command(flatten)]
     engine: EngineArgs,
@@ -79,9 +85,10 @@ struct DataArgs {
     /// The text around a row: alpaca, vicuna or chat (the model's own) [default: alpaca; dpo: vicuna]
     #[arg(long)]
     template: Option<Template>,
-    /// Longest sequence in tokens; longer rows are cut
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    seq_len: usize,
+    /// Longest sequence in tokens; longer rows are cut [default: 512, or the model's context where
+    /// that is shorter]
+    #[arg(long, value_name = "N")]
+    seq_len: Option<usize>,
     /// Take the rows in the order of the files
     #[arg(long)]
     no_shuffle: bool,
@@ -95,14 +102,14 @@ struct LoraArgs {
     #[arg(long, value_name = "R")]
     lora_rank: Option<usize>,
     /// Strength: the adapter counts alpha / rank times [default: 16]
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", value_parser = values::positive)]
     lora_alpha: Option<f64>,
     /// Adapted projections: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
     /// [default: q_proj,v_proj]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     lora_targets: Vec<Target>,
     /// Share of the adapter's inputs dropped in training
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = values::below_one)]
     lora_dropout: f64,
     /// Strength alpha / √rank in place of alpha / rank
     #[arg(long)]
@@ -116,7 +123,7 @@ struct LoraArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Steps")]
 struct StepArgs {
-    /// Rows of a batch
+    /// Rows of a batch; a step takes no more than there are
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = values::at_least_one)]
     batch_size: usize,
     /// Batches whose gradients make one step; the loss is the mean over all their tokens
@@ -126,13 +133,13 @@ struct StepArgs {
     #[arg(long, value_name = "N")]
     max_steps: Option<u64>,
     /// Learning rate, constant
-    #[arg(long, value_name = "RATE", default_value_t = 2e-4, allow_negative_numbers = true, value_parser = values::positive)]
+    #[arg(long, value_name = "RATE", default_value_t = 2e-4, value_parser = values::positive)]
     lr: f64,
     /// AdamW's decoupled weight decay
-    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true, value_parser = values::not_negative)]
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = values::not_negative)]
     weight_decay: f64,
     /// Longest gradient (L2 norm); 0 does not clip
-    #[arg(long, value_name = "NORM", default_value_t = 0.0, allow_negative_numbers = true, value_parser = values::not_negative)]
+    #[arg(long, value_name = "NORM", default_value_t = 0.0, value_parser = values::not_negative)]
     max_grad_norm: f64,
     /// The most memory to take, base model included, such as 512MiB or 2GiB
     /// [default: what is fast, about half a GiB besides the model]
@@ -147,15 +154,15 @@ struct StepArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Preferences (--task dpo)")]
 struct PreferenceArgs {
-    /// Strength: larger values keep closer to the reference
-    #[arg(long, value_name = "F", default_value_t = 0.1, value_parser = values::positive)]
-    dpo_beta: f64,
-    /// The loss: sigmoid, ipo, hinge, robust, or orpo, which needs no reference
-    #[arg(long, value_name = "LOSS", default_value_t)]
-    dpo_loss: LossName,
-    /// Share of labels taken to be wrong, for --dpo-loss robust
-    #[arg(long, value_name = "E", default_value_t = 0.1, value_parser = values::below_half)]
-    dpo_label_smoothing: f64,
+    /// Strength: larger values keep closer to the reference [default: 0.1]
+    #[arg(long, value_name = "F", value_parser = values::positive)]
+    dpo_beta: Option<f64>,
+    /// The loss: sigmoid, ipo, hinge, robust, or orpo, which needs no reference [default: sigmoid]
+    #[arg(long, value_name = "LOSS")]
+    dpo_loss: Option<LossName>,
+    /// Share of labels taken to be wrong, for --dpo-loss robust [default: 0.1]
+    #[arg(long, value_name = "E", value_parser = values::below_half)]
+    dpo_label_smoothing: Option<f64>,
     /// A PEFT adapter as the reference [default: the base model]
     #[arg(long, value_name = "DIR")]
     reference_adapter: Option<PathBuf>,
@@ -167,17 +174,22 @@ struct PreferenceArgs {
 /// When the arguments make no sense together, or model, data, a step or the folder fails.
 pub fn run(args: TrainArgs, ctx: &Context) -> CommandResult {
     let interrupt = ctx.interrupt();
+    if args.task == TaskArg::Sft {
+        args.preference.check_unused()?;
+    }
     let checkpoint = args.checkpoint()?;
     let dataset = args.open_dataset()?;
     let engine = args.engine.open(ctx)?;
-    let adapter = args.initial_adapter(&engine, checkpoint.as_ref())?;
-    args.prepare_folder()?;
-    let encoder = Encoder::new(args.template(), engine.model.tokenizer()?, args.data.seq_len)
+    let seq_len = args.data.seq_len.unwrap_or(DEFAULT_SEQ_LEN.min(engine.model.config.max_context));
+    check_context(&engine.model, seq_len)?;
+    let encoder = Encoder::new(args.template(), engine.model.tokenizer()?, seq_len)
         .map_err(CommandError::usage)?;
-    let options = args.run_options(&dataset);
+    let options = args.run_options(&dataset, seq_len);
     if let Some(checkpoint) = &checkpoint {
         check_settings(&checkpoint.settings, &options.settings)?;
     }
+    let adapter = args.initial_adapter(&engine, checkpoint.as_ref())?;
+    args.prepare_folder()?;
     let Engine { model, decoder } = &engine;
     let subject = Subject { model, decoder, dataset: &dataset, encoder: &encoder };
     let outcome = match args.task {
@@ -214,14 +226,15 @@ fn summary(outcome: &Outcome, out: &Path) -> String {
         text += &format!(", peak memory {}", HumanBytes(peak));
     }
     if outcome.rows_skipped > 0 {
-        text += &format!("\n{} rows had nothing left to learn after the cut", outcome.rows_skipped);
+        let skipped = plural(outcome.rows_skipped, "row");
+        text += &format!("\n{skipped} had nothing left to learn after the cut");
     }
     text + &format!("\nadapter: {}", out.display())
 }
 
 impl LoraArgs {
-    /// An error where flags contradict the adapter that training starts from.
-    fn check_agrees(&self, config: &LoraConfig) -> CommandResult {
+    /// An error where flags contradict the adapter that training starts from, which is `whose`.
+    fn check_agrees(&self, config: &LoraConfig, whose: &str) -> CommandResult {
         let mut targets = self.lora_targets.clone();
         targets.sort_unstable();
         targets.dedup();
@@ -240,9 +253,36 @@ impl LoraArgs {
         match differs {
             None => Ok(()),
             Some((flag, has)) => Err(CommandError::Usage(format!(
-                "{flag} contradicts --init-adapter, which has {has}: leave the flag out"
+                "{flag} contradicts {whose}, which has {has}: leave the flag out"
             ))),
         }
+    }
+}
+
+impl PreferenceArgs {
+    /// An error where a flag was given.
+    fn check_unused(&self) -> CommandResult {
+        let given = [
+            ("--dpo-beta", self.dpo_beta.is_some()),
+            ("--dpo-loss", self.dpo_loss.is_some()),
+            ("--dpo-label-smoothing", self.dpo_label_smoothing.is_some()),
+            ("--reference-adapter", self.reference_adapter.is_some()),
+        ];
+        match given.into_iter().find(|&(_, given)| given) {
+            None => Ok(()),
+            Some((flag, _)) => Err(CommandError::Usage(format!(
+                "{flag} belongs to --task dpo: add that, or leave the flag out"
+            ))),
+        }
+    }
+
+    fn beta(&self) -> f64 {
+        self.dpo_beta.unwrap_or(0.1)
+    }
+
+    fn loss(&self) -> PreferenceLoss {
+        let smoothing = self.dpo_label_smoothing.unwrap_or(0.1);
+        self.dpo_loss.unwrap_or_default().with_smoothing(smoothing)
     }
 }
 
@@ -285,8 +325,7 @@ impl TrainArgs {
         };
         let source =
             DataSource { data_dir: Some(data_dir), files: data.data.clone(), temp_dir: None };
-        let dataset =
-            Dataset::open(&data.dataset, &source, data.fields.as_ref()).map_err(dataset_error)?;
+        let dataset = Dataset::open(&data.dataset, &source, data.fields.as_ref())?;
         match (self.task, dataset.is_preference()) {
             (TaskArg::Sft, true) => Err(CommandError::Usage(format!(
                 "{} holds preferences: use --task dpo",
@@ -320,6 +359,7 @@ impl TrainArgs {
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Adapter, CommandError> {
         if let Some(Checkpoint { trainer, lora, .. }) = checkpoint {
+            self.lora.check_agrees(lora, "the interrupted training")?;
             return Ok(Adapter { config: lora.clone(), parameters: trainer.parameters.clone() });
         }
         let lora = &self.lora;
@@ -327,7 +367,7 @@ impl TrainArgs {
             let mut adapter = load_adapter(&engine.model, folder)?;
             adapter.config.dropout = lora.lora_dropout;
             adapter.config.check().map_err(CommandError::usage)?;
-            lora.check_agrees(&adapter.config)?;
+            lora.check_agrees(&adapter.config, "--init-adapter")?;
             return Ok(adapter);
         }
         let targets = match lora.lora_targets.as_slice() {
@@ -348,13 +388,16 @@ impl TrainArgs {
         let reference = Reference::new(engine.model.content_hash()?, adapter);
         let path = self.out.join("reference_log_probs.bin");
         let reference = reference.kept_in(&path).map_err(ReferenceError::from)?;
-        let loss = how.dpo_loss.with_smoothing(how.dpo_label_smoothing);
-        Ok(PreferenceLearner { loss, beta: how.dpo_beta, reference })
+        Ok(PreferenceLearner { loss: how.loss(), beta: how.beta(), reference })
     }
 
-    fn run_options(&self, dataset: &Dataset) -> RunOptions {
+    fn run_options(&self, dataset: &Dataset, seq_len: usize) -> RunOptions {
         let steps = &self.steps;
-        let rows_per_step = steps.batch_size.saturating_mul(steps.grad_accum);
+        let wanted = steps.batch_size.saturating_mul(steps.grad_accum);
+        let rows_per_step = wanted.min(dataset.len());
+        if rows_per_step < wanted {
+            note(format!("each step takes all {rows_per_step} rows: there are no {wanted}"));
+        }
         let one_epoch = (dataset.len() as u64).div_ceil(rows_per_step as u64);
         RunOptions {
             out: self.out.clone(),
@@ -368,30 +411,30 @@ impl TrainArgs {
             shuffle: (!self.data.no_shuffle).then_some(self.seed),
             seed: self.seed,
             base_model: self.engine.model.clone(),
-            settings: self.settings(dataset, rows_per_step),
+            settings: self.settings(dataset, seq_len, rows_per_step),
         }
     }
 
     /// What a resumed run must have in common with the one that was interrupted. Learning rate,
     /// steps and checkpoints may change.
-    fn settings(&self, dataset: &Dataset, rows_per_step: usize) -> serde_json::Value {
+    fn settings(&self, dataset: &Dataset, seq_len: usize, rows_per_step: usize) -> Value {
         let preference = (self.task == TaskArg::Dpo).then(|| {
             let how = &self.preference;
-            json!({
-                "beta": how.dpo_beta,
-                "loss": how.dpo_loss,
-                "label_smoothing": how.dpo_label_smoothing,
-                "reference": how.reference_adapter,
-            })
+            json!({ "beta": how.beta(), "loss": how.loss(), "reference": how.reference_adapter })
         });
         json!({
             "model": self.engine.model,
+            "precision": self.engine.precision,
             "dataset": dataset.name(),
             "rows": dataset.len(),
+            "rows_sha256": dataset.content_hash(),
             "template": self.template().name(),
-            "seq_len": self.data.seq_len,
+            "seq_len": seq_len,
             "shuffle": !self.data.no_shuffle,
             "rows_per_step": rows_per_step,
+            "weight_decay": self.steps.weight_decay,
+            "max_grad_norm": self.steps.max_grad_norm,
+            "init_adapter": self.lora.init_adapter,
             "lora_dropout": self.lora.lora_dropout,
             "preference": preference,
             "seed": self.seed,
@@ -399,22 +442,14 @@ impl TrainArgs {
     }
 }
 
-/// A choice of the user's that makes no sense is a usage error; broken files are failures.
-fn dataset_error(error: DatasetError) -> CommandError {
-    match error {
-        DatasetError::Read(_) | DatasetError::Row { .. } => error.into(),
-        other => CommandError::usage(other),
-    }
-}
-
 /// An error that names the first setting that differs from those of the interrupted run.
-fn check_settings(before: &serde_json::Value, now: &serde_json::Value) -> CommandResult {
+fn check_settings(before: &Value, now: &Value) -> CommandResult {
     let Some(settings) = now.as_object() else { return Ok(()) };
     let differing = settings.iter().find(|(name, value)| before.get(name.as_str()) != Some(*value));
     match differing {
         None => Ok(()),
         Some((name, value)) => {
-            let was = before.get(name.as_str()).unwrap_or(&serde_json::Value::Null);
+            let was = before.get(name.as_str()).unwrap_or(&Value::Null);
             Err(CommandError::Usage(format!(
                 "the interrupted training had {name} {was}, not {value}: resume with the same \
                  flags, or choose another --out"

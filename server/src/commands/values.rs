@@ -38,6 +38,11 @@ pub fn share(text: &str) -> Result<f64, String> {
     number(text, |x| x > 0.0 && x <= 1.0, "a number above 0, up to 1")
 }
 
+/// 0 up to, but not including, 1.
+pub fn below_one(text: &str) -> Result<f64, String> {
+    number(text, |x| (0.0..1.0).contains(&x), "0 up to, but not including, 1")
+}
+
 /// 0 up to, but not including, one half.
 pub fn below_half(text: &str) -> Result<f64, String> {
     number(text, |x| (0.0..0.5).contains(&x), "0 up to, but not including, 0.5")

@@ -3,6 +3,7 @@
 //! The folder holds `metrics.jsonl`, the latest checkpoint, and at the end the adapter as PEFT
 //! writes it (`adapter_config.json`, `adapter_model.safetensors`).
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -83,7 +84,7 @@ pub struct Outcome {
     pub peak_rss_bytes: Option<u64>,
     /// What the memory plan foresaw.
     pub planned_bytes: u64,
-    /// Rows that the sequence length left nothing to learn from, each time they were drawn.
+    /// Different rows that this process drew and the sequence length left nothing to learn from.
     pub rows_skipped: u64,
 }
 
@@ -164,6 +165,7 @@ pub fn train<L: Learner>(
     let mut outcome = run.outcome;
     outcome.steps = run.trainer.steps();
     outcome.finished = finished;
+    outcome.rows_skipped = run.skipped.len() as u64;
     outcome.tokens_per_second = outcome.tokens as f64 / outcome.seconds.max(1e-9);
     outcome.peak_rss_bytes = peak_rss_bytes();
     Ok(outcome)
@@ -177,6 +179,8 @@ struct Run<'a, L> {
     order: RowOrder,
     position: u64,
     metrics: Metrics,
+    /// Rows that were drawn and have nothing to learn.
+    skipped: HashSet<u32>,
     outcome: Outcome,
 }
 
@@ -219,6 +223,7 @@ impl<'a, L: Learner> Run<'a, L> {
             order,
             position,
             metrics,
+            skipped: HashSet::new(),
             outcome: Outcome {
                 steps: 0,
                 finished: false,
@@ -257,7 +262,7 @@ impl<'a, L: Learner> Run<'a, L> {
     fn draw(&mut self) -> Result<(Vec<L::Sample>, u64), RunError> {
         let subject = self.subject;
         let rows = subject.dataset.len() as u64;
-        let mut samples = Vec::with_capacity(self.options.rows_per_step);
+        let mut samples = Vec::new();
         let (mut position, mut in_vain) = (self.position, 0);
         while samples.len() < self.options.rows_per_step {
             let row = self.order.row(position);
@@ -268,7 +273,7 @@ impl<'a, L: Learner> Run<'a, L> {
                     in_vain = 0;
                 }
                 None => {
-                    self.outcome.rows_skipped += 1;
+                    self.skipped.insert(row);
                     in_vain += 1;
                 }
             }
