@@ -33,8 +33,9 @@ use crate::progress::{Progress, Unit, note};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     fleetune eval --list\n  \
-    fleetune eval --model smollm2-135m-instruct --suite fpb,mmlu --data-dir data --limit 200 --out eval.json\n  \
-    fleetune eval --adapter runs/demo/final --suite mt-bench --data-dir data --judge-url http://localhost:8000/v1 --judge-model gpt-4\n\n\
+    fleetune eval --suite fpb,mmlu --data-dir data --limit 200 --out eval.json\n  \
+    fleetune eval --adapter runs/demo/final --suite mt-bench --data-dir data \\\n      \
+    --judge-url http://localhost:8000/v1 --judge-model gpt-4\n\n\
     --out FILE.json is written with a page to read (FILE.html) and a journal of all answers\n\
     (FILE.journal.jsonl). A run that was stopped goes on when the same command is run again.\n\
     The judge's key is taken from FLEETUNE_JUDGE_KEY or OPENAI_API_KEY.")]
