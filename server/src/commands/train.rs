@@ -30,8 +30,8 @@ Examples:
   fleetune train --task dpo --dataset preference --data pairs.jsonl.gz --out adapters/taste
 
 DIR holds metrics.jsonl (one object a step), the latest checkpoint and, at the end, the adapter as a
-PEFT folder. After Ctrl-C the same command with --resume goes on; --max-steps, --lr, --save-every and
---memory-budget may then differ, everything else must be as it was.")]
+PEFT folder. After Ctrl-C the same command with --resume goes on; --max-steps, --lr, --save-every
+and --memory-budget may then differ, everything else must be as it was.")]
 pub struct TrainArgs {
     #[command(flatten)]
     engine: EngineArgs,
