@@ -141,25 +141,38 @@ impl ModelConfig {
         if !positive(self.rope_theta) {
             return Err(("rope_theta", format!("is {}, not positive", self.rope_theta)));
         }
-        let stretching_makes_sense = match &self.rope_scaling {
-            RopeScaling::None => true,
-            RopeScaling::Linear { factor } => positive(*factor),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                positive(*factor)
+        match &self.rope_scaling {
+            RopeScaling::Linear { factor } if !positive(*factor) => {
+                Err(("rope_scaling", format!("has the factor {factor}, not a positive one")))
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context }
+                if !(positive(*factor)
                     && positive(*low_freq_factor)
                     && high_freq_factor.is_finite()
                     && high_freq_factor > low_freq_factor
-                    && *original_context > 0
+                    && *original_context > 0) =>
+            {
+                let problem = format!(
+                    "has factor {factor}, low_freq_factor {low_freq_factor}, high_freq_factor \
+                     {high_freq_factor} and original context {original_context}; all must be \
+                     positive, and high_freq_factor the larger one"
+                );
+                Err(("rope_scaling", problem))
             }
-            RopeScaling::PerFrequency(divisors) => {
-                divisors.len() == self.head_dim / 2
-                    && divisors.iter().all(|&divisor| positive(f64::from(divisor)))
-            }
-        };
-        if stretching_makes_sense {
-            Ok(())
-        } else {
-            Err(("rope_scaling", format!("{:?} makes no sense", self.rope_scaling)))
+            RopeScaling::PerFrequency(divisors) => self.check_divisors(divisors),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_divisors(&self, divisors: &[f32]) -> Result<(), (&'static str, String)> {
+        let (field, pairs) = ("rope_freqs.weight", self.head_dim / 2);
+        if divisors.len() != pairs {
+            return Err((field, format!("has {} divisors for {pairs} pairs", divisors.len())));
+        }
+        let positive = |divisor: f32| divisor > 0.0 && divisor.is_finite();
+        match divisors.iter().find(|&&divisor| !positive(divisor)) {
+            Some(wrong) => Err((field, format!("holds {wrong}, not a positive number"))),
+            None => Ok(()),
         }
     }
 

@@ -4,8 +4,9 @@ mod common;
 
 use std::path::Path;
 
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
 use fleetune_core::model::{LoadedModel, RopeScaling};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value as Json, json};
@@ -137,6 +138,14 @@ fn nonsense_in_gguf_metadata_is_named_by_its_key() {
     let error = set("llama.rope.dimension_count", Value::U32(32));
     assert_says(&error, &["llama.rope.dimension_count of 32 with heads of 64"]);
     let error = gguf_error(|tiny| {
+        let zeros = QTensor::quantize(
+            &Tensor::zeros(32, DType::F32, &Device::Cpu).unwrap(),
+            GgmlDType::F32,
+        );
+        tiny.tensors.push(("rope_freqs.weight".into(), zeros.unwrap()));
+    });
+    assert_says(&error, &["rope_freqs.weight holds 0, not a positive number"]);
+    let error = gguf_error(|tiny| {
         tiny.unset("llama.attention.layer_norm_rms_epsilon");
     });
     assert_says(&error, &["llama.attention.layer_norm_rms_epsilon is missing"]);
@@ -265,7 +274,16 @@ fn what_config_json_asks_for_is_checked() {
     let error = llama().config_error("vocab_size", Json::Null);
     assert_says(&error, &["vocab_size is missing"]);
     let error = llama().config_error("hidden_size", json!("wide"));
-    assert_says(&error, &["invalid type", "line 1"]);
+    assert_says(&error, &["hidden_size: invalid type", "line 1"]);
+    for (field, problem) in [("attention_bias", "Llama"), ("mlp_bias", "Llama")] {
+        let error = llama().config_error(field, json!(true));
+        assert_says(&error, &[field, problem, "is not supported"]);
+    }
+    let error = Folder::new("tiny_qwen3").config_error("attention_bias", json!(true));
+    assert_says(&error, &["attention_bias true in a Qwen3 model is not supported"]);
+    let error =
+        llama().config_error("rope_parameters", json!({"rope_type": "linear", "factor": -2.0}));
+    assert_says(&error, &["rope_scaling has the factor -2, not a positive one"]);
     let error = llama().config_error("partial_rotary_factor", json!(0.5));
     assert_says(&error, &["partial_rotary_factor 0.5 is not supported"]);
     for kind in ["yarn", "dynamic", "longrope"] {
@@ -367,6 +385,21 @@ fn a_missing_misshapen_or_foreign_safetensors_tensor_is_named() {
     let other_family = Folder::new("tiny_qwen2").set("model_type", json!("llama"));
     let message = error(other_family.path(), "model.safetensors: ");
     assert_says(&message, &["bias has no place in a Llama model"]);
+}
+
+#[test]
+fn a_safetensors_tensor_whose_place_contradicts_its_shape_is_named() {
+    let folder = Folder::new("tiny_llama");
+    let path = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let at = text.find("model.layers.1.self_attn.v_proj.weight").unwrap();
+    let shape = at + text[at..].find("\"shape\":[32,64]").unwrap() + 9;
+    let mut broken = bytes.clone();
+    broken[shape..shape + 2].copy_from_slice(b"16");
+    std::fs::write(&path, broken).unwrap();
+    let message = error(folder.path(), "model.safetensors: ");
+    assert_says(&message, &["tensor model.layers.1.self_attn.v_proj.weight's place"]);
 }
 
 #[test]

@@ -16,3 +16,4 @@ pub use peft::{
 };
 pub use peft_config::PeftConfigError;
 pub use tensor_file::TensorFileError;
+pub(crate) use tensor_file::misplaced;

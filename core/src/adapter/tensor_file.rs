@@ -1,11 +1,13 @@
 //! Parameter sets as safetensors files.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, TensorView, View};
+use safetensors::tensor::{Dtype, TensorInfo, TensorView, View};
 use safetensors::{SafeTensorError, SafeTensors};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::{Parameter, ParameterSet};
 
@@ -15,7 +17,13 @@ use super::{Parameter, ParameterSet};
 pub enum TensorFileError {
     /// The file is cut short, altered or no safetensors file.
     #[error("this is no complete safetensors file ({0}): copy or save it again")]
-    Format(#[from] SafeTensorError),
+    Format(SafeTensorError),
+    /// A tensor's bytes are not as many as its shape and type ask for.
+    #[error("tensor {name}'s place in the file contradicts its shape and type: save it again")]
+    Place {
+        /// The tensor.
+        name: String,
+    },
     /// A tensor holds something else than floating-point numbers.
     #[error("tensor {name} holds {dtype:?} values: save it as f32, f16 or bf16")]
     Dtype {
@@ -47,7 +55,10 @@ impl ParameterSet {
     /// finite.
     pub fn from_safetensors(bytes: &[u8]) -> Result<Self, TensorFileError> {
         // `deserialize` checks that the shapes times the sizes of their types tile the file.
-        let file = SafeTensors::deserialize(bytes)?;
+        let file = SafeTensors::deserialize(bytes).map_err(|error| match misplaced(bytes) {
+            Some(name) => TensorFileError::Place { name },
+            None => TensorFileError::Format(error),
+        })?;
         let mut entries = Vec::with_capacity(file.len());
         for (name, view) in file.tensors() {
             let values = read_values(&name, &view)?;
@@ -67,8 +78,26 @@ impl ParameterSet {
     pub fn to_safetensors(&self) -> Result<Vec<u8>, TensorFileError> {
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let tensors = self.iter().map(|entry| (entry.name.as_str(), F32Tensor(entry)));
-        Ok(safetensors::serialize(tensors, Some(metadata))?)
+        safetensors::serialize(tensors, Some(metadata)).map_err(TensorFileError::Format)
     }
+}
+
+/// The first tensor, by name, that has not as many bytes in a safetensors file as its shape and type
+/// ask for, where the file's header can be read.
+pub(crate) fn misplaced(file: &[u8]) -> Option<String> {
+    let (length, rest) = file.split_first_chunk()?;
+    let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let tensors: BTreeMap<String, Value> = serde_json::from_slice(header).ok()?;
+    let fits = |tensor: &TensorInfo| {
+        let bits = tensor.shape.iter().try_fold(tensor.dtype.bitsize(), |n, &d| n.checked_mul(d));
+        let (start, end) = tensor.data_offsets;
+        end.checked_sub(start).and_then(|bytes| bytes.checked_mul(8)) == bits && bits.is_some()
+    };
+    let misfit = |(name, tensor)| {
+        let tensor = TensorInfo::deserialize(&tensor).ok()?;
+        (!fits(&tensor)).then_some(name)
+    };
+    tensors.into_iter().find_map(misfit)
 }
 
 fn read_values(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, TensorFileError> {
@@ -160,7 +189,8 @@ mod tests {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend(header);
         bytes.extend([0; 8]);
-        assert!(matches!(ParameterSet::from_safetensors(&bytes), Err(TensorFileError::Format(_))));
+        let error = ParameterSet::from_safetensors(&bytes).unwrap_err();
+        assert!(matches!(&error, TensorFileError::Place { name } if name == "t"), "{error}");
         bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(matches!(ParameterSet::from_safetensors(&bytes), Err(TensorFileError::Format(_))));
     }

@@ -8,10 +8,12 @@ use candle_core::quantized::GgmlDType;
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
+use serde_json::{Map, Value};
 
 use super::error::ModelError;
 use super::families::FamilySpec;
 use super::tensors::{StoredAs, TensorEntry, TensorIndex};
+use crate::adapter::misplaced;
 use crate::config::{ModelConfig, RopeScaling};
 use crate::weight::MappedFile;
 
@@ -40,6 +42,8 @@ pub(super) struct HfConfig {
     partial_rotary_factor: Option<f64>,
     max_position_embeddings: Option<usize>,
     tie_word_embeddings: Option<bool>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
     quantization_config: Option<serde::de::IgnoredAny>,
     layer_types: Option<Vec<String>>,
     /// Outer `None`: the field is absent; inner `None`: it is `null`. Mistral tells them apart.
@@ -104,6 +108,14 @@ impl HfConfig {
         })?;
         if let Some(activation) = self.hidden_act.as_deref().filter(|&name| name != "silu") {
             return Err(ModelError::unsupported(path, format!("hidden_act \"{activation}\"")));
+        }
+        let biases = [
+            ("attention_bias", self.attention_bias.filter(|_| !spec.qkv_bias)),
+            ("mlp_bias", self.mlp_bias),
+        ];
+        if let Some((field, _)) = biases.iter().find(|(_, asked)| *asked == Some(true)) {
+            let feature = format!("{field} true in a {} model", spec.family.name());
+            return Err(ModelError::unsupported(path, feature));
         }
         if self.quantization_config.is_some() {
             return Err(ModelError::unsupported(
@@ -217,24 +229,37 @@ fn required<T>(path: &Path, field: &str, value: Option<T>) -> Result<T, ModelErr
     value.ok_or_else(|| ModelError::field(path, field, "is missing"))
 }
 
-/// Reads a JSON file; the error names file, line and column.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+/// Reads a JSON file, whose fields may all be absent; the error names file, field, line and column.
+pub(super) fn read_json<T: DeserializeOwned + Default>(path: &Path) -> Result<T, ModelError> {
     let bytes = std::fs::read(path).map_err(ModelError::io(path))?;
-    serde_json::from_slice(&bytes).map_err(|error| ModelError::malformed(path, error.to_string()))
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let fields: Map<String, Value> = serde_json::from_slice(&bytes).unwrap_or_default();
+        // The one that cannot be read alone either.
+        let wrong = fields.into_iter().find_map(|(name, value)| {
+            let alone = Value::Object(Map::from_iter([(name.clone(), value)]));
+            T::deserialize(alone).is_err().then_some(name)
+        });
+        let problem = match wrong {
+            Some(field) => format!("{field}: {error}"),
+            None => error.to_string(),
+        };
+        ModelError::malformed(path, problem)
+    })
 }
 
 /// The safetensors files of a folder: those an index names, else `model.safetensors`, else all
 /// that are there.
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    #[derive(Deserialize)]
+    #[derive(Default, Deserialize)]
     struct Index {
-        weight_map: BTreeMap<String, String>,
+        weight_map: Option<BTreeMap<String, String>>,
     }
 
     let index_path = folder.join("model.safetensors.index.json");
     if index_path.exists() {
         let index: Index = read_json(&index_path)?;
-        let names: BTreeSet<_> = index.weight_map.into_values().collect();
+        let weight_map = required(&index_path, "weight_map", index.weight_map)?;
+        let names: BTreeSet<_> = weight_map.into_values().collect();
         if let Some(name) = names.iter().find(|name| !is_plain_file_name(name)) {
             let problem = format!("weight_map names \"{name}\", which is no file of this folder");
             return Err(ModelError::malformed(&index_path, problem));
@@ -286,8 +311,15 @@ fn index_safetensors(path: &Path, tensors: &mut TensorIndex) -> Result<(), Model
     let header = rest.get(..header_len).ok_or_else(cut_off)?;
     // The crate checks that the ranges are as long as shapes and types ask for, in order, without
     // gaps; that the file reaches that far is checked when a tensor is taken.
-    let metadata: Metadata = serde_json::from_slice(header)
-        .map_err(|error| ModelError::malformed(path, format!("safetensors header: {error}")))?;
+    let metadata: Metadata = serde_json::from_slice(header).map_err(|error| {
+        let problem = match misplaced(bytes) {
+            Some(tensor) => {
+                format!("tensor {tensor}'s place in the file contradicts its shape and type")
+            }
+            None => format!("safetensors header: {error}"),
+        };
+        ModelError::malformed(path, problem)
+    })?;
     let data_start = (length.len() + header_len) as u64;
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };

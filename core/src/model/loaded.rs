@@ -79,7 +79,8 @@ impl LoadedModel {
         self.tokenizer.as_ref().ok_or_else(|| ModelError::NotAModel {
             path: self.location().to_owned(),
             problem: "there is no tokenizer; a Hugging Face folder needs a tokenizer.json (a \
-                      tokenizer.model alone cannot be read), a GGUF file its own vocabulary"
+                      tokenizer.model alone cannot be read), a GGUF file its own vocabulary \
+                      (tokenizer.ggml.tokens)"
                 .to_owned(),
         })
     }

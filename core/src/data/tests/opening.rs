@@ -6,7 +6,10 @@ use super::*;
 fn malformed_rows_are_named_with_line_and_field() {
     let good = r#"{"instruction":"a","response":"b"}"#;
     let cases = [
-        (format!("{good}\n\n{{\"instruction\":\"a\"}}"), ":3: field `response` is missing"),
+        (
+            format!("{good}\n\n{{\"instruction\":\"a\"}}"),
+            ":3: field `response` is missing; the row has `instruction`",
+        ),
         (format!("{good}\n{{\"instruction\":"), ":2: bad JSON: EOF while parsing"),
         (format!("{good}\n[1]"), ":2: the line holds an array, not a JSON object"),
         (
