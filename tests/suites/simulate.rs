@@ -11,12 +11,13 @@ use fleetune_core::data::{DataSource, Dataset};
 use fleetune_server::aggregate::{Algorithm, ServerState, Variant};
 use fleetune_server::report::history::History;
 use fleetune_server::simulate::SimulateError;
-use fleetune_server::simulate::config::{RunConfig, Task};
+use fleetune_server::simulate::config::RunConfig;
 use fleetune_server::simulate::fleet::Fleet;
 use fleetune_server::simulate::journal::{Record, read};
 use fleetune_server::simulate::observer::Event;
 use fleetune_server::simulate::run::{RunFolder, config_of};
 use fleetune_server::simulate::schedule::Sampling;
+use fleetune_server::training::Task;
 use fleetune_tests::federation::{StandIn, small_config, stop_at, watch};
 
 fn all_algorithms() -> impl Iterator<Item = Algorithm> {

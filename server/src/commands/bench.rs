@@ -13,10 +13,11 @@ use fleetune_core::train::{TrainOptions, Trainer};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use super::engine::{EngineArgs, PrecisionArg};
+use super::engine::EngineArgs;
 use super::{CommandError, CommandResult, Context, values};
 use crate::progress::{Progress, Unit};
 use crate::system;
+use crate::training::ComputePrecision;
 
 /// Arguments of `fleetune bench`.
 #[derive(Debug, Args)]
@@ -198,11 +199,11 @@ fn flops(config: &ModelConfig, lora: &LoraConfig, args: &EngineBenchArgs) -> f64
     tokens * (config.num_layers as f64 * layer + 4.0 * head)
 }
 
-fn matrix_peak(precision: PrecisionArg) -> Result<f64, CommandError> {
+fn matrix_peak(precision: ComputePrecision) -> Result<f64, CommandError> {
     let speeds = measure(&[], &[], 5, |_, _| {})?;
     Ok(match precision {
-        PrecisionArg::F32 => speeds.peak_f32,
-        PrecisionArg::Bf16 => speeds.peak_bf16,
+        ComputePrecision::F32 => speeds.peak_f32,
+        ComputePrecision::Bf16 => speeds.peak_bf16,
     })
 }
 

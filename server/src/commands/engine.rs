@@ -2,16 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use fleetune_core::adapter::Adapter;
-use fleetune_core::kernels::Precision;
 use fleetune_core::model::{Decoder, LoadedModel};
-use serde::Serialize;
 
 use super::{CommandError, CommandResult, Context};
 use crate::hub::{BUILT_IN, Cache, HubError, resolve_model};
 use crate::interrupt::Interrupt;
 use crate::simulate::stand_in;
+use crate::training::ComputePrecision;
 
 /// Which model computes, and how exactly.
 #[derive(Debug, Clone, Args)]
@@ -22,26 +21,7 @@ pub struct EngineArgs {
     pub model: String,
     /// How matrix products round their inputs; sums are f32 either way
     #[arg(long, value_name = "TYPE", default_value = "f32")]
-    pub precision: PrecisionArg,
-}
-
-/// A float type to compute in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PrecisionArg {
-    /// 32-bit floats.
-    F32,
-    /// bfloat16 where the device multiplies it faster.
-    Bf16,
-}
-
-impl From<PrecisionArg> for Precision {
-    fn from(precision: PrecisionArg) -> Self {
-        match precision {
-            PrecisionArg::F32 => Precision::F32,
-            PrecisionArg::Bf16 => Precision::Bf16,
-        }
-    }
+    pub precision: ComputePrecision,
 }
 
 /// A model, ready to compute.

@@ -15,7 +15,7 @@ use fleetune_core::model::{Decoder, LoadedModel};
 use fleetune_core::train::{AnswerLearner, Learner, PreferenceLearner};
 use serde_json::json;
 
-use super::engine::{PrecisionArg, check_context, find_model as find, load_adapter};
+use super::engine::{check_context, find_model as find, load_adapter};
 use super::eval::tools::{self, JUDGE_ATTEMPTS, JudgeChoice};
 use super::{CommandError, CommandResult, Context};
 use crate::aggregate::{Algorithm, Variant, Weighting};
@@ -28,7 +28,7 @@ use crate::hub::{Cache, HubError};
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit, note};
 use crate::simulate::SimulateError;
-use crate::simulate::config::{ComputePrecision, EvaluationConfig, Origin, RunConfig, Task};
+use crate::simulate::config::{EvaluationConfig, Origin, RunConfig};
 use crate::simulate::environment::Environment;
 use crate::simulate::fleet::{Fleet, FleetError};
 use crate::simulate::observer::{Event, Observer};
@@ -37,7 +37,7 @@ use crate::simulate::run::{Finished, RunFolder, config_of, holds_run, run as run
 use crate::simulate::schedule::{LearningRateSchedule, Sampling};
 use crate::simulate::stand_in;
 use crate::simulate::suites::SuiteQuestions;
-use crate::training::LossName;
+use crate::training::{ComputePrecision, LossName, Task};
 
 /// What `fleetune simulate` takes.
 #[derive(Debug, Args)]
@@ -272,6 +272,7 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
         reference_adapter.map(|folder| load_adapter(&model, folder)).transpose()?;
     let references = References {
         folder: out.join("reference"),
+        // Hashing a large model takes seconds, and supervised tuning asks no reference.
         model_hash: match config.task {
             Task::Sft => String::new(),
             Task::Dpo => model.content_hash()?.to_owned(),
@@ -393,10 +394,7 @@ fn suite_questions(
         model: judge_model.as_deref(),
         url: judge_url.as_deref(),
         attempts: JUDGE_ATTEMPTS,
-        precision: match config.precision {
-            ComputePrecision::F32 => PrecisionArg::F32,
-            ComputePrecision::Bf16 => PrecisionArg::Bf16,
-        },
+        precision: config.precision,
     };
     let programs = tools::programs(&suites, false)?;
     let tools = Tools { programs, judge: tools::judge(&judge, ctx)? };

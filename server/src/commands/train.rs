@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use fleetune_core::adapter::{Adapter, LoraConfig, Target};
 use fleetune_core::data::{DataSource, Dataset, Encoder, FieldMap, Template};
 use fleetune_core::train::{
@@ -16,7 +16,7 @@ use super::{CommandError, CommandResult, Context, values};
 use crate::hub::Cache;
 use crate::progress::note;
 use crate::report::text::plural;
-use crate::training::{Checkpoint, LossName, Outcome, RunError, RunOptions, Subject, train};
+use crate::training::{Checkpoint, LossName, Outcome, RunError, RunOptions, Subject, Task, train};
 
 const DEFAULT_SEQ_LEN: usize = 512;
 
@@ -37,7 +37,7 @@ pub struct TrainArgs {
     engine: EngineArgs,
     /// What is learnt: sft (answers) or dpo (preferences)
     #[arg(long, value_name = "TASK", default_value = "sft")]
-    task: TaskArg,
+    task: Task,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -58,12 +58,6 @@ pub struct TrainArgs {
     /// Seed of the fresh adapter, the order of rows and the dropout
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum TaskArg {
-    Sft,
-    Dpo,
 }
 
 /// Which rows.
@@ -174,7 +168,7 @@ struct PreferenceArgs {
 /// When the arguments make no sense together, or model, data, a step or the folder fails.
 pub fn run(args: TrainArgs, ctx: &Context) -> CommandResult {
     let interrupt = ctx.interrupt();
-    if args.task == TaskArg::Sft {
+    if args.task == Task::Sft {
         args.preference.check_unused()?;
     }
     let checkpoint = args.checkpoint()?;
@@ -193,10 +187,8 @@ pub fn run(args: TrainArgs, ctx: &Context) -> CommandResult {
     let Engine { model, decoder } = &engine;
     let subject = Subject { model, decoder, dataset: &dataset, encoder: &encoder };
     let outcome = match args.task {
-        TaskArg::Sft => {
-            train(subject, adapter, &mut AnswerLearner, &options, checkpoint, &interrupt)
-        }
-        TaskArg::Dpo => {
+        Task::Sft => train(subject, adapter, &mut AnswerLearner, &options, checkpoint, &interrupt),
+        Task::Dpo => {
             let mut learner = args.preference_learner(&engine)?;
             train(subject, adapter, &mut learner, &options, checkpoint, &interrupt)
         }
@@ -326,30 +318,16 @@ impl TrainArgs {
         let source =
             DataSource { data_dir: Some(data_dir), files: data.data.clone(), temp_dir: None };
         let dataset = Dataset::open(&data.dataset, &source, data.fields.as_ref())?;
-        match (self.task, dataset.is_preference()) {
-            (TaskArg::Sft, true) => Err(CommandError::Usage(format!(
-                "{} holds preferences: use --task dpo",
-                dataset.name()
-            ))),
-            (TaskArg::Dpo, false) => Err(CommandError::Usage(format!(
-                "{} holds no preferences: use --task sft",
-                dataset.name()
-            ))),
-            _ => {
-                dataset.check_template(self.template()).map_err(CommandError::usage)?;
-                if dataset.skipped().total() > 0 {
-                    note(dataset.skipped());
-                }
-                Ok(dataset)
-            }
+        self.task.check(&dataset).map_err(CommandError::usage)?;
+        dataset.check_template(self.template()).map_err(CommandError::usage)?;
+        if dataset.skipped().total() > 0 {
+            note(dataset.skipped());
         }
+        Ok(dataset)
     }
 
     fn template(&self) -> Template {
-        self.data.template.unwrap_or(match self.task {
-            TaskArg::Sft => Template::Alpaca,
-            TaskArg::Dpo => Template::Vicuna,
-        })
+        self.data.template.unwrap_or(self.task.template())
     }
 
     /// The adapter to start from. A checkpoint's own parameters replace its values.
@@ -418,7 +396,7 @@ impl TrainArgs {
     /// What a resumed run must have in common with the one that was interrupted. Learning rate,
     /// steps and checkpoints may change.
     fn settings(&self, dataset: &Dataset, seq_len: usize, rows_per_step: usize) -> Value {
-        let preference = (self.task == TaskArg::Dpo).then(|| {
+        let preference = (self.task == Task::Dpo).then(|| {
             let how = &self.preference;
             json!({ "beta": how.beta(), "loss": how.loss(), "reference": how.reference_adapter })
         });

@@ -11,9 +11,10 @@ use fleetune_core::train::Learner;
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use super::config::{RunConfig, Task};
+use super::config::RunConfig;
 use super::seed::{Choice, derived, generator};
 use crate::aggregate::Algorithm;
+use crate::training::TaskMismatch;
 
 /// Why rows cannot be dealt to clients.
 #[derive(Debug, thiserror::Error)]
@@ -41,15 +42,8 @@ pub enum FleetError {
         seq_len: usize,
     },
     /// The task and the data do not fit.
-    #[error("the data set {name} holds {holds}: use --task {task}, or choose another data set")]
-    Task {
-        /// The data set.
-        name: String,
-        /// What it holds.
-        holds: &'static str,
-        /// The task that learns from it.
-        task: &'static str,
-    },
+    #[error(transparent)]
+    Task(#[from] TaskMismatch),
 }
 
 /// A held-out row and the group it is counted in.
@@ -75,14 +69,7 @@ impl Fleet {
     /// # Errors
     /// When there are too few rows for the clients, or a row cannot be read.
     pub fn new(dataset: Dataset, config: &RunConfig) -> Result<Self, FleetError> {
-        let mismatch = match config.task {
-            Task::Sft if dataset.is_preference() => Some(("preferences", "dpo")),
-            Task::Dpo if !dataset.is_preference() => Some(("no preferences", "sft")),
-            _ => None,
-        };
-        if let Some((holds, task)) = mismatch {
-            return Err(FleetError::Task { name: dataset.name().to_owned(), holds, task });
-        }
+        config.task.check(&dataset)?;
         dataset.check_template(config.template())?;
         let (train, held_out) = if dataset.marks_holdout() {
             let split = dataset.split_holdout(HoldOut::Marked, 0)?;

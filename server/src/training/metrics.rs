@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use fleetune_core::files::write_atomically;
+use fleetune_core::train::PreferenceReport;
 use serde::{Deserialize, Serialize};
 
 /// One optimiser step.
@@ -26,26 +27,9 @@ pub struct StepRecord {
     pub seconds: f64,
     /// The most memory this process has held so far; `null` where the system does not tell.
     pub peak_rss_bytes: Option<u64>,
-    /// Rewards, in preference training.
+    /// How pairs were judged, in preference training.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub rewards: Option<Rewards>,
-}
-
-/// Means over the pairs of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Rewards {
-    /// Reward of the preferred answers.
-    pub reward_chosen: f64,
-    /// Reward of the other answers.
-    pub reward_rejected: f64,
-    /// Share of pairs whose preferred answer has the larger reward.
-    pub reward_accuracy: f64,
-    /// Reward of the preferred answer minus that of the other.
-    pub reward_margin: f64,
-    /// Log-probability of the preferred answers.
-    pub log_prob_chosen: f64,
-    /// Log-probability of the other answers.
-    pub log_prob_rejected: f64,
+    pub preference: Option<PreferenceReport>,
 }
 
 /// Why the metrics cannot be kept.
@@ -115,7 +99,7 @@ mod tests {
             grad_norm: 0.25,
             seconds: 0.5,
             peak_rss_bytes: Some(1 << 20),
-            rewards: None,
+            preference: None,
         }
     }
 

@@ -15,7 +15,7 @@ use fleetune_core::train::{AdamWOptions, Learner, StepReport, TrainError, TrainO
 use serde::Serialize;
 use serde_json::Value;
 
-use super::metrics::{Metrics, Rewards};
+use super::metrics::Metrics;
 use super::{Checkpoint, CheckpointError, MetricsError, RowOrder, StepRecord};
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit};
@@ -295,14 +295,7 @@ impl<'a, L: Learner> Run<'a, L> {
             grad_norm: report.grad_norm,
             seconds,
             peak_rss_bytes: peak_rss_bytes(),
-            rewards: report.preference.map(|p| Rewards {
-                reward_chosen: p.reward_chosen,
-                reward_rejected: p.reward_rejected,
-                reward_accuracy: p.reward_accuracy,
-                reward_margin: p.reward_margin,
-                log_prob_chosen: p.log_prob_chosen,
-                log_prob_rejected: p.log_prob_rejected,
-            }),
+            preference: report.preference,
         }
     }
 

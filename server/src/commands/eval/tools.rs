@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::super::engine::{EngineArgs, PrecisionArg};
+use super::super::engine::EngineArgs;
 use super::super::{CommandError, Context};
 use super::Opened;
 use crate::evaluate::code::ProgramRunner;
 use crate::evaluate::judge::{Endpoint, EndpointOptions, Judge, LocalJudge};
 use crate::evaluate::sandbox::Sandbox;
 use crate::evaluate::suite::Suite;
+use crate::training::ComputePrecision;
 
 /// Variables that may hold the judge's key, in order.
 const KEY_VARIABLES: [&str; 2] = ["FLEETUNE_JUDGE_KEY", "OPENAI_API_KEY"];
@@ -49,7 +50,7 @@ pub struct JudgeChoice<'a> {
     /// How often to ask a failing endpoint before giving up.
     pub attempts: u32,
     /// How a local judge computes.
-    pub precision: PrecisionArg,
+    pub precision: ComputePrecision,
 }
 
 /// The judge, if one is wanted.

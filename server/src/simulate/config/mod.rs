@@ -4,6 +4,11 @@
 //! What is written to the run folder is complete: it names every value the run used, and reads back
 //! as the same configuration.
 
+mod by_name;
+mod origin;
+#[cfg(test)]
+mod tests;
+
 use std::fmt::{self, Display};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -11,42 +16,14 @@ use std::path::{Path, PathBuf};
 use fleetune_core::adapter::{LoraConfig, LoraConfigError, Target};
 use fleetune_core::client;
 use fleetune_core::data::{FieldMap, FieldMapError, Partition, Template};
-use fleetune_core::kernels::Precision;
 use serde::{Deserialize, Serialize};
 
+use self::origin::parse_error;
+pub use self::origin::{ConfigError, Origin};
 use super::schedule::{LearningRateSchedule, RowSchedule, Sampling};
 use crate::aggregate::{Algorithm, Hyperparameters, Variant, Weighting};
 use crate::evaluate::suites;
-use crate::training::LossName;
-
-/// What clients learn from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Task {
-    /// Supervised fine-tuning: answers to instructions.
-    Sft,
-    /// Value alignment: which of two answers is better.
-    Dpo,
-}
-
-/// How matrix products round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ComputePrecision {
-    /// f32.
-    F32,
-    /// bf16 inputs, f32 sums, where the processor is faster with them.
-    Bf16,
-}
-
-impl From<ComputePrecision> for Precision {
-    fn from(precision: ComputePrecision) -> Self {
-        match precision {
-            ComputePrecision::F32 => Precision::F32,
-            ComputePrecision::Bf16 => Precision::Bf16,
-        }
-    }
-}
+use crate::training::{ComputePrecision, LossName, Task};
 
 /// Everything that decides what a run computes, and where it is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,7 +45,7 @@ pub struct RunConfig {
     /// What clients learn from.
     pub task: Task,
     /// The text around a row; the task's own where absent.
-    #[serde(with = "by_name_if_any", skip_serializing_if = "Option::is_none")]
+    #[serde(with = "by_name::optional", skip_serializing_if = "Option::is_none")]
     pub template: Option<Template>,
     /// Longest sequence, tokens.
     pub seq_len: usize,
@@ -260,78 +237,6 @@ impl Default for RunConfig {
 /// other values.
 const FREE_ON_RESUME: [&str; 2] = ["out", "keep_checkpoints"];
 
-/// A configuration that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file is no TOML, has an unknown key, or a value of the wrong kind.
-    #[error("{path}, line {line} (`{text}`): {message}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Line number, from 1.
-        line: usize,
-        /// The line.
-        text: String,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// A value is out of range.
-    #[error("{place}: {problem}")]
-    Value {
-        /// The flag, or the file, line and key.
-        place: String,
-        /// What is wrong and what would be right.
-        problem: String,
-    },
-    /// The configuration cannot be written.
-    #[error("cannot write the configuration as TOML: {0}")]
-    Write(#[from] toml::ser::Error),
-}
-
-/// Where the values of a configuration come from, to name the place of a wrong one.
-#[derive(Debug, Clone, Default)]
-pub struct Origin {
-    /// The file and its text, if one was read.
-    file: Option<(PathBuf, String)>,
-    /// Keys that were given as flags.
-    flags: Vec<&'static str>,
-}
-
-impl Origin {
-    /// Notes that `key` was given as a flag.
-    pub fn add_flag(&mut self, key: &'static str) {
-        self.flags.push(key);
-    }
-
-    /// Whether the user set `key`.
-    pub fn gives(&self, key: &str) -> bool {
-        let in_file = self.file.as_ref().is_some_and(|(_, text)| line_of(text, key).is_some());
-        in_file || self.flags.contains(&key)
-    }
-
-    /// How a user knows the value of `key`: `--lora-rank`, or `run.toml, line 3: lora_rank`.
-    fn place(&self, key: &str) -> String {
-        if self.flags.contains(&key) {
-            return format!("--{}", key.replace('_', "-"));
-        }
-        // The flag speaks for the table that the key stands in.
-        let key = if key == "eval" { "suites" } else { key };
-        let line = self.file.as_ref().and_then(|(path, text)| {
-            Some(format!("{}, line {}: {key}", path.display(), line_of(text, key)?))
-        });
-        line.unwrap_or_else(|| key.to_owned())
-    }
-}
-
 impl RunConfig {
     /// Reads a configuration file; absent keys have their defaults.
     ///
@@ -371,10 +276,7 @@ impl RunConfig {
 
     /// The text around a row.
     pub fn template(&self) -> Template {
-        self.template.unwrap_or(match self.task {
-            Task::Sft => Template::Alpaca,
-            Task::Dpo => Template::Vicuna,
-        })
+        self.template.unwrap_or(self.task.template())
     }
 
     /// What clients are asked to learn.
@@ -557,174 +459,5 @@ impl Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [was, is] = self.values.each_ref().map(|value| value.as_deref().unwrap_or("absent"));
         write!(f, "{} was {was} and is now {is}", self.key)
-    }
-}
-
-/// The number, from 1, of the line that sets `key`.
-fn line_of(text: &str, key: &str) -> Option<usize> {
-    let sets = |line: &str| {
-        let rest = line.trim_start().strip_prefix(key);
-        rest.is_some_and(|rest| rest.trim_start().starts_with('='))
-    };
-    text.lines().position(sets).map(|index| index + 1)
-}
-
-fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
-    let message = error.message().lines().collect::<Vec<_>>().join(" ");
-    // For an unknown key the parser points at the whole table.
-    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
-    let line = unknown.and_then(|key| line_of(text, key)).unwrap_or_else(|| {
-        let at = error.span().map_or(0, |span| span.start.min(text.len()));
-        // An error at the end of the text belongs to its last line.
-        let before = text.get(..at).unwrap_or(text).trim_end_matches('\n');
-        before.matches('\n').count() + 1
-    });
-    ConfigError::Parse {
-        path: path.to_owned(),
-        line,
-        text: text.lines().nth(line - 1).unwrap_or_default().trim().to_owned(),
-        message,
-    }
-}
-
-/// Values that are written by their names, as on the command line.
-mod by_name {
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(value)
-    }
-
-    pub fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
-    }
-}
-
-/// The same for values that may be absent.
-mod by_name_if_any {
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    use serde::{Deserializer, Serializer};
-
-    pub fn serialize<T: Display, S: Serializer>(
-        value: &Option<T>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => super::by_name::serialize(value, to),
-            None => to.serialize_none(),
-        }
-    }
-
-    pub fn deserialize<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        super::by_name::deserialize(from).map(Some)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str) -> Result<(RunConfig, Origin), ConfigError> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run.toml");
-        std::fs::write(&path, text).unwrap();
-        RunConfig::read(&path)
-    }
-
-    fn refusal(text: &str) -> String {
-        let checked = read(text).and_then(|(config, origin)| config.check(&origin));
-        let told = checked.unwrap_err().to_string();
-        // The folder is another one in every run.
-        told.rsplit_once('/').map_or(told.clone(), |(_, rest)| rest.to_owned())
-    }
-
-    #[test]
-    fn the_defaults_are_valid_and_a_complete_file_reads_back() {
-        let config = RunConfig::default();
-        config.check(&Origin::default()).unwrap();
-        let other = RunConfig {
-            compare: vec![Algorithm::Local { client: 2 }, Algorithm::FedAdam],
-            partition: "dirichlet:0.5".parse().unwrap(),
-            weighting: Some(Weighting::Uniform),
-            data_dir: Some("some/folder".into()),
-            out: Some("runs/x".into()),
-            lr: 1.0 / 3.0,
-            evaluation: EvaluationConfig {
-                suites: vec!["finance".into()],
-                judge_model: Some("judge".into()),
-                ..EvaluationConfig::default()
-            },
-            ..config.clone()
-        };
-        for config in [config, other] {
-            let (back, _) = read(&config.to_toml().unwrap()).unwrap();
-            assert_eq!(back, config);
-        }
-    }
-
-    #[test]
-    fn errors_name_file_line_and_key() {
-        let cases = [
-            ("rounds = 3\nronds = 4\n", "run.toml, line 2 (`ronds = 4`): unknown field `ronds`"),
-            ("\nrounds = \"ten\"\n", "run.toml, line 2 (`rounds = \"ten\"`): invalid type: string"),
-            ("rounds = -1\n", "run.toml, line 1 (`rounds = -1`): invalid value"),
-            (
-                "seed = 1\nalgorithm = \"fedsgd\"",
-                "line 2 (`algorithm = \"fedsgd\"`): unknown algorithm",
-            ),
-            ("template = \"latin\"", "line 1 (`template = \"latin\"`)"),
-            ("rounds = ", "run.toml, line 1 (`rounds =`)"),
-            ("# rounds = 9\nseed = 1\nrounds = 0\n", "run.toml, line 3: rounds: 0 is too few"),
-            ("lora_rank = 0", "run.toml, line 1: lora_rank: LoRA rank 0"),
-            ("holdout = 1.5", "line 1: holdout: 1.5 is out of range"),
-            ("lr = nan", "line 1: lr: NaN is out of range"),
-            ("clients = 3\nalgorithm = \"local:3\"", "line 2: algorithm: there is no client 3"),
-            ("compare = [\"fedavg\", \"fedavg\"]", "line 1: compare: fedavg is named twice"),
-            ("beta1 = 1.0", "line 1: beta1: beta1 is 1"),
-            ("seed = 1\n[evaluation]\nsuites = [\"glue\"]", "line 3: suites: there is no suite"),
-            ("fields = \"a\"", "line 1: fields: \"a\" in the field mapping"),
-            ("sample = 9\nclients = 4", "line 1: sample: 9 a round are more than the 4 clients"),
-            ("steps = 4294967296\nbatch_size = 4294967296", "line 1: steps: steps × batch_size"),
-        ];
-        for (text, expected) in cases {
-            let told = refusal(text);
-            assert!(told.contains(expected), "{text:?} told: {told}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_flag_is_named_as_a_flag() {
-        let (mut config, mut origin) = read("rounds = 3\n").unwrap();
-        config.rounds = 0;
-        origin.add_flag("rounds");
-        assert!(config.check(&origin).unwrap_err().to_string().starts_with("--rounds: 0"));
-    }
-
-    #[test]
-    fn a_difference_that_matters_is_found() {
-        let config = RunConfig::default();
-        let moved =
-            RunConfig { out: Some("elsewhere".into()), keep_checkpoints: 9, ..config.clone() };
-        assert_eq!(config.difference(&moved).unwrap(), None);
-        let other = RunConfig { lora_rank: 16, ..config.clone() };
-        let told = config.difference(&other).unwrap().unwrap().to_string();
-        assert_eq!(told, "lora_rank was 8 and is now 16");
-        let weighted = RunConfig { weighting: Some(Weighting::Uniform), ..config.clone() };
-        let told = config.difference(&weighted).unwrap().unwrap().to_string();
-        assert_eq!(told, "weighting was absent and is now \"uniform\"");
     }
 }
