@@ -18,6 +18,7 @@ pub mod kernels;
 pub mod memory;
 pub mod model;
 pub mod ops;
+pub mod protocol;
 pub mod train;
 pub mod update;
 pub mod weight;

@@ -16,6 +16,9 @@ pub enum MessageError {
     /// The sets to send differ in layout.
     #[error(transparent)]
     Layout(#[from] LayoutMismatch),
+    /// The bytes are no update's.
+    #[error("the bytes are no update: {0}")]
+    Container(&'static str),
 }
 
 /// What every client of a round receives: the shared adapter, and for SCAFFOLD the server's
@@ -59,6 +62,10 @@ impl Download {
         self.adapter.len() + self.control.as_ref().map_or(0, Vec::len)
     }
 }
+
+const UPLOAD_MAGIC: [u8; 4] = *b"FTUL";
+const UPLOAD_VERSION: u16 = 1;
+const UPLOAD_HEADER: usize = 16;
 
 /// What a client sends back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +111,51 @@ impl Upload {
         let control = self.control.as_deref();
         let control = control.map(|bytes| decode_for_base(bytes, global, base)).transpose()?;
         Ok((adapter, control))
+    }
+
+    /// Both parts as one sequence of bytes, as it travels to a server (`docs/formats/protocol.md`).
+    ///
+    /// # Errors
+    /// When a part is longer than 4 GiB.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, MessageError> {
+        let control = self.control.as_deref().unwrap_or_default();
+        let mut bytes = Vec::with_capacity(UPLOAD_HEADER + self.byte_len());
+        bytes.extend(UPLOAD_MAGIC);
+        bytes.extend(UPLOAD_VERSION.to_le_bytes());
+        bytes.extend([0; 2]);
+        for part in [&self.adapter, control] {
+            let len = u32::try_from(part.len())
+                .map_err(|_| MessageError::Container("a part is longer than 4 GiB"))?;
+            bytes.extend(len.to_le_bytes());
+        }
+        bytes.extend_from_slice(&self.adapter);
+        bytes.extend_from_slice(control);
+        Ok(bytes)
+    }
+
+    /// Reads what [`Upload::to_bytes`] wrote. The parts themselves are checked by
+    /// [`Upload::decode`].
+    ///
+    /// # Errors
+    /// When the bytes are something else or not as many as they say.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MessageError> {
+        let (header, body) = bytes
+            .split_first_chunk::<UPLOAD_HEADER>()
+            .ok_or(MessageError::Container("they are cut short"))?;
+        let [m0, m1, m2, m3, v0, v1, r0, r1, a0, a1, a2, a3, c0, c1, c2, c3] = *header;
+        if [m0, m1, m2, m3] != UPLOAD_MAGIC {
+            return Err(MessageError::Container("they do not start with FTUL"));
+        }
+        if u16::from_le_bytes([v0, v1]) != UPLOAD_VERSION || [r0, r1] != [0; 2] {
+            return Err(MessageError::Container("they are of another version"));
+        }
+        let [adapter, control] = [[a0, a1, a2, a3], [c0, c1, c2, c3]].map(u32::from_le_bytes);
+        if u64::from(adapter) + u64::from(control) != body.len() as u64 {
+            return Err(MessageError::Container("they are cut short, or more follow"));
+        }
+        let (adapter, control) = body.split_at(adapter as usize);
+        let control = (!control.is_empty()).then(|| control.to_vec());
+        Ok(Self { adapter: adapter.to_vec(), control })
     }
 
     /// Bytes that travel.
@@ -152,5 +204,23 @@ mod tests {
         let upload = Upload::encode(&global, &set([1.5, 2.0, 3.0]), None).unwrap();
         let refused = upload.decode(&set([1.0, 2.0, 3.5]));
         assert!(matches!(refused, Err(MessageError::Update(UpdateError::OtherBase))));
+    }
+
+    #[test]
+    fn both_parts_of_an_upload_travel_as_one() {
+        let (global, local) = (set([1.0, 2.0, 3.0]), set([1.5, 2.0, 3.0]));
+        for control in [None, Some(set([0.25, 0.0, -1.0]))] {
+            let upload = Upload::encode(&global, &local, control.as_ref()).unwrap();
+            let bytes = upload.to_bytes().unwrap();
+            assert_eq!(Upload::from_bytes(&bytes).unwrap(), upload);
+            assert!(Upload::from_bytes(&bytes[..bytes.len() - 1]).is_err());
+            assert!(Upload::from_bytes(&[&bytes[..], &[0]].concat()).is_err());
+            for at in 0..UPLOAD_HEADER {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 0x10;
+                let read = Upload::from_bytes(&damaged);
+                assert!(read.is_err() || read.unwrap() != upload, "byte {at}");
+            }
+        }
     }
 }
