@@ -43,8 +43,10 @@ impl StandIn {
             model_bytes: 1 << 20,
             lora: &config.lora().unwrap(),
             extra_adapters: 2,
+            shortest: 1,
             longest: 2 * config.seq_len,
             batch: 2 * config.seq_len * config.batch_size,
+            threads: 1,
         };
         plan(&workload, None).unwrap()
     }

@@ -34,7 +34,7 @@ def run(command, **options):
 
 def prepare(options, task, folder):
     """Builds the programs and writes the token ids and the initial adapter all of them start from."""
-    run(["cargo", "build", "--release", "-p", "fleetune-server", "-p", "fleetune-tests", "--bins"])
+    run(["cargo", "build", "--release", "--workspace", "--bins"])
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
     rows = folder / "rows.jsonl"
     count = (options.steps + 1) * task["batch"]
@@ -79,6 +79,11 @@ def pytorch(options, task, rows, adapter, dtype, checkpointing):
 def tokens_per_second(result):
     timed = result["steps"][1:]
     return sum(step["tokens"] for step in timed) / sum(step["seconds"] for step in timed)
+
+
+def largest_difference(result, exact):
+    pairs = zip(result["steps"], exact["steps"])
+    return max(abs(step["loss"] / other["loss"] - 1) for step, other in pairs)
 
 
 def processor():
@@ -129,6 +134,11 @@ def main():
         losses = ", ".join(f"{step['loss']:.4f}" for step in runs[0]["steps"])
         print(f"| {name} | {speed[name]:.0f} | {speed[name] / speed[best]:.2f}x "
               f"| {memory[name] / 1e9:.2f} GB | {memory[name] / memory[best]:.0%} | {losses} |")
+    exact = results.get("PyTorch f32")
+    for name, runs in results.items():
+        if exact and name.startswith("fleetune"):
+            print(f"\n{name}: losses differ from PyTorch f32's by at most "
+                  f"{largest_difference(runs[0], exact[0]):.4%} in {options.steps + 1} steps")
     if options.out:
         options.out.write_text(json.dumps({"options": vars(options) | {"out": None}, "processor": processor(),
                                            "results": results}, default=str, indent=1))

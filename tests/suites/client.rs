@@ -39,8 +39,10 @@ impl Client {
             model_bytes: 1 << 20,
             lora: &self.adapter.config,
             extra_adapters: 2,
+            shortest: 1,
             longest: 64,
             batch: 256,
+            threads: 1,
         };
         let memory = plan_memory(&workload, None).unwrap();
         TrainingDevice { decoder: &self.decoder, memory, cancel: CancelToken::default() }

@@ -248,6 +248,34 @@ fn a_cancelled_step_changes_nothing() {
 }
 
 #[test]
+fn a_paused_step_goes_on_and_computes_the_same() {
+    let decoder = decoder("tiny_llama");
+    let new = |cancel| {
+        Trainer::new(&decoder, adapter("tiny_llama"), options(LocalObjective::Plain))
+            .unwrap()
+            .with_cancel(cancel)
+    };
+    let batch = &sft_batches()[0];
+    let mut undisturbed = new(CancelToken::default());
+    undisturbed.step(batch, 1e-3).unwrap();
+
+    let cancel = CancelToken::default();
+    cancel.pause();
+    let mut paused = new(cancel.clone());
+    let state = std::thread::scope(|scope| {
+        let step = scope.spawn(|| {
+            paused.step(batch, 1e-3).unwrap();
+            paused.state()
+        });
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(!step.is_finished());
+        cancel.resume();
+        step.join().unwrap()
+    });
+    assert_eq!(state, undisturbed.state());
+}
+
+#[test]
 fn a_restored_trainer_continues_bit_by_bit() {
     let decoder = decoder("tiny_qwen3");
     let new = || {

@@ -1,8 +1,9 @@
 //! RMSNorm: `y = x · w / sqrt(mean(x²) + ε)`, row by row.
 //!
 //! With `s = 1 / sqrt(mean(x²) + ε)` and rows of `n` values, the gradient is
-//! `dx = s·(w·dy) - x · s³/n · Σ(w·dy·x)`. The forward pass saves `s`. The weight `w` is frozen and has
-//! no gradient here. A norm of each head is the same function with a row for each head.
+//! `dx = s·(w·dy) - x · s³/n · Σ(w·dy·x)`; `s` costs one pass over a row and is not kept. The weight `w`
+//! is frozen and has no gradient here. A norm of each head is the same function with a row for each
+//! head.
 
 use rayon::prelude::*;
 
@@ -13,81 +14,71 @@ use super::lanes::{dot, mul_add};
 /// Values that one task handles, so that starting it does not matter.
 const TASK: usize = 1 << 14;
 
-/// Normalises the rows of `x` into `y`. There are as many rows as `inverse_rms` has places, which
-/// receive `s`; rows are as long as `weight`.
+/// Normalises the rows of `x` into `y`; rows are as long as `weight`.
 ///
 /// # Panics
-/// When `x` or `y` is not `[inverse_rms.len(), weight.len()]`.
-pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32], inverse_rms: &mut [f32]) {
-    let (rows, cols) = (inverse_rms.len(), weight.len());
-    assert_eq!(x.len(), rows * cols, "RMSNorm input");
-    assert_eq!(y.len(), rows * cols, "RMSNorm output");
-    if x.is_empty() {
-        return;
-    }
-    let (isa, batch) = (Isa::active(), (TASK / cols).max(1));
-    x.par_chunks(batch * cols)
-        .zip(y.par_chunks_mut(batch * cols))
-        .zip(inverse_rms.par_chunks_mut(batch))
-        .for_each(|((x, y), inverse_rms)| forward(isa, x, weight, epsilon, y, inverse_rms));
+/// When `x` is not `[rows, weight.len()]` or `y` not of its length.
+pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
+    assert_eq!(x.len() % weight.len().max(1), 0, "RMSNorm input");
+    assert_eq!(x.len(), y.len(), "RMSNorm output");
+    let rows = rows_of_task(weight);
+    x.par_chunks(rows)
+        .zip(y.par_chunks_mut(rows))
+        .for_each(|(x, y)| forward(Isa::active(), x, weight, epsilon, y));
 }
 
-/// The gradient of [`rms_norm`] with respect to `x`, from its input, its saved `inverse_rms` and the
-/// gradient `dy` of its output.
+/// The gradient of [`rms_norm`] with respect to `x`, from its input and the gradient `dy` of its
+/// output.
 ///
 /// # Panics
-/// When `x`, `dy` or `dx` is not `[inverse_rms.len(), weight.len()]`.
+/// When `x` is not `[rows, weight.len()]`, or `dy` or `dx` not of its length.
 pub fn rms_norm_backward(
     x: &[f32],
     weight: &[f32],
-    inverse_rms: &[f32],
+    epsilon: f32,
     dy: &[f32],
     dx: &mut [f32],
     output: Output,
 ) {
-    let (rows, cols) = (inverse_rms.len(), weight.len());
-    assert_eq!(x.len(), rows * cols, "RMSNorm input");
-    assert_eq!(dy.len(), rows * cols, "gradient of the RMSNorm output");
-    assert_eq!(dx.len(), rows * cols, "gradient of the RMSNorm input");
-    if x.is_empty() {
-        return;
-    }
-    let (isa, batch) = (Isa::active(), (TASK / cols).max(1));
-    x.par_chunks(batch * cols)
-        .zip(dy.par_chunks(batch * cols))
-        .zip(dx.par_chunks_mut(batch * cols))
-        .zip(inverse_rms.par_chunks(batch))
-        .for_each(|(((x, dy), dx), inverse_rms)| {
-            backward(isa, x, weight, inverse_rms, dy, dx, output);
-        });
+    assert_eq!(x.len() % weight.len().max(1), 0, "RMSNorm input");
+    assert_eq!(x.len(), dy.len(), "gradient of the RMSNorm output");
+    assert_eq!(x.len(), dx.len(), "gradient of the RMSNorm input");
+    let rows = rows_of_task(weight);
+    x.par_chunks(rows)
+        .zip(dy.par_chunks(rows))
+        .zip(dx.par_chunks_mut(rows))
+        .for_each(|((x, dy), dx)| backward(Isa::active(), x, weight, epsilon, dy, dx, output));
+}
+
+/// Values of the whole rows that one task handles.
+fn rows_of_task(weight: &[f32]) -> usize {
+    let cols = weight.len().max(1);
+    (TASK / cols).max(1) * cols
 }
 
 multiversion! {
-    fn forward(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32], inverse_rms: &mut [f32])
-        = forward_rows
+    fn forward(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) = forward_rows
 }
 
 #[inline(always)]
-fn forward_rows<const FMA: bool>(
-    x: &[f32],
-    weight: &[f32],
-    epsilon: f32,
-    y: &mut [f32],
-    inverse_rms: &mut [f32],
-) {
+fn forward_rows<const FMA: bool>(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
     let cols = weight.len();
-    let rows = x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)).zip(inverse_rms);
-    for ((x, y), inverse_rms) in rows {
-        let scale = 1.0 / (dot::<FMA>(x, x) / cols as f32 + epsilon).sqrt();
-        *inverse_rms = scale;
+    for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)) {
+        let scale = inverse_rms::<FMA>(x, epsilon);
         for (y, (x, w)) in y.iter_mut().zip(x.iter().zip(weight)) {
             *y = x * scale * w;
         }
     }
 }
 
+/// `s` of a row.
+#[inline(always)]
+fn inverse_rms<const FMA: bool>(row: &[f32], epsilon: f32) -> f32 {
+    1.0 / (dot::<FMA>(row, row) / row.len() as f32 + epsilon).sqrt()
+}
+
 multiversion! {
-    fn backward(x: &[f32], weight: &[f32], inverse_rms: &[f32], dy: &[f32], dx: &mut [f32],
+    fn backward(x: &[f32], weight: &[f32], epsilon: f32, dy: &[f32], dx: &mut [f32],
         output: Output) = backward_rows
 }
 
@@ -95,14 +86,15 @@ multiversion! {
 fn backward_rows<const FMA: bool>(
     x: &[f32],
     weight: &[f32],
-    inverse_rms: &[f32],
+    epsilon: f32,
     dy: &[f32],
     dx: &mut [f32],
     output: Output,
 ) {
     let cols = weight.len();
     let rows = x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(dx.chunks_exact_mut(cols));
-    for (((x, dy), dx), &scale) in rows.zip(inverse_rms) {
+    for ((x, dy), dx) in rows {
+        let scale = inverse_rms::<FMA>(x, epsilon);
         // dx may hold what is added to, so w·dy is not kept in it but computed twice.
         let mut product = 0.0;
         for ((x, dy), w) in x.chunks(512).zip(dy.chunks(512)).zip(weight.chunks(512)) {
@@ -152,22 +144,22 @@ mod tests {
             let (x, dy) = (random(rows * cols, 1), random(rows * cols, 2));
             let weight = random(cols, 3);
             for isa in Isa::all() {
-                let (mut y, mut saved) = (vec![0.0; x.len()], vec![0.0; rows]);
-                forward(isa, &x, &weight, 1e-5, &mut y, &mut saved);
+                let mut y = vec![0.0; x.len()];
+                forward(isa, &x, &weight, 1e-5, &mut y);
                 let at_x: f64 =
                     y.iter().zip(&dy).map(|(y, dy)| f64::from(*y) * f64::from(*dy)).sum();
                 let exact = x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
                 assert!((at_x - loss(&exact, &weight, &dy)).abs() < 1e-4 * (rows * cols) as f64);
 
                 let mut dx = vec![f32::NAN; x.len()];
-                backward(isa, &x, &weight, &saved, &dy, &mut dx, Output::Overwrite);
+                backward(isa, &x, &weight, 1e-5, &dy, &mut dx, Output::Overwrite);
                 let probe = (0..x.len()).step_by(x.len() / 20 + 1);
                 for at in probe {
                     let slope = central_difference(&x, at, |x| loss(x, &weight, &dy));
                     assert!((f64::from(dx[at]) - slope).abs() < 2e-5 * (1.0 + slope.abs()));
                 }
                 let mut twice = dx.clone();
-                backward(isa, &x, &weight, &saved, &dy, &mut twice, Output::Accumulate);
+                backward(isa, &x, &weight, 1e-5, &dy, &mut twice, Output::Accumulate);
                 let doubled: Vec<f32> = dx.iter().map(|v| 2.0 * v).collect();
                 close(&twice, &doubled, 1e-6);
             }

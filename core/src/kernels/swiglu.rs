@@ -24,19 +24,19 @@ pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
         .for_each(|((gate, up), y)| forward(isa, gate, up, y));
 }
 
-/// The gradients of [`swiglu`] with respect to both inputs, from the gradient `dy` of its output.
+/// Replaces both inputs of [`swiglu`] by their gradients, given that of its output, `dy`. In place,
+/// because these are the widest matrices of a layer and nothing needs them afterwards.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
-    for other in [up.len(), dy.len(), d_gate.len(), d_up.len()] {
-        assert_eq!(gate.len(), other, "SwiGLU inputs and gradients");
-    }
+pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "SwiGLU inputs");
+    assert_eq!(gate.len(), dy.len(), "gradient of the SwiGLU output");
     let isa = Isa::active();
-    (gate.par_chunks(TASK), up.par_chunks(TASK), dy.par_chunks(TASK))
-        .into_par_iter()
-        .zip(d_gate.par_chunks_mut(TASK).zip(d_up.par_chunks_mut(TASK)))
-        .for_each(|((gate, up, dy), (d_gate, d_up))| backward(isa, gate, up, dy, d_gate, d_up));
+    gate.par_chunks_mut(TASK)
+        .zip(up.par_chunks_mut(TASK))
+        .zip(dy.par_chunks(TASK))
+        .for_each(|((gate, up), dy)| backward(isa, gate, up, dy));
 }
 
 multiversion! {
@@ -51,23 +51,16 @@ fn forward_values<const FMA: bool>(gate: &[f32], up: &[f32], y: &mut [f32]) {
 }
 
 multiversion! {
-    fn backward(gate: &[f32], up: &[f32], dy: &[f32], d_gate: &mut [f32], d_up: &mut [f32])
-        = backward_values
+    fn backward(gate: &mut [f32], up: &mut [f32], dy: &[f32]) = backward_values
 }
 
 #[inline(always)]
-fn backward_values<const FMA: bool>(
-    gate: &[f32],
-    up: &[f32],
-    dy: &[f32],
-    d_gate: &mut [f32],
-    d_up: &mut [f32],
-) {
-    let outs = d_gate.iter_mut().zip(d_up);
-    for ((d_gate, d_up), ((&g, &u), &dy)) in outs.zip(gate.iter().zip(up).zip(dy)) {
+fn backward_values<const FMA: bool>(gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
+    for ((gate, up), &dy) in gate.iter_mut().zip(up).zip(dy) {
+        let (g, u) = (*gate, *up);
         let sigma = sigmoid::<FMA>(g);
-        *d_up = dy * g * sigma;
-        *d_gate = dy * u * sigma * mul_add::<FMA>(g, 1.0 - sigma, 1.0);
+        *up = dy * g * sigma;
+        *gate = dy * u * sigma * mul_add::<FMA>(g, 1.0 - sigma, 1.0);
     }
 }
 
@@ -90,8 +83,8 @@ mod tests {
             for isa in Isa::all() {
                 let mut y = vec![f32::NAN; n];
                 forward(isa, &gate, &up, &mut y);
-                let (mut d_gate, mut d_up) = (y.clone(), y.clone());
-                backward(isa, &gate, &up, &dy, &mut d_gate, &mut d_up);
+                let (mut d_gate, mut d_up) = (gate.clone(), up.clone());
+                backward(isa, &mut d_gate, &mut d_up, &dy);
                 for i in 0..n {
                     let (g, u) = (f64::from(gate[i]), f64::from(up[i]));
                     let bound = 1e-6 * exact(g, u).abs() + 1e-9;

@@ -1,11 +1,9 @@
 //! The engine: a frozen decoder that runs forward, keeps each layer's input, and runs backward layer
 //! by layer to the gradients of a LoRA adapter.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use candle_core::{DType, Device, Tensor};
 
+use super::cancel::CancelToken;
 use super::layer::{KeysAndValues, Layer, LayerPass, LayerState, vector};
 use super::lora::{Dropout, LoraLayer, LoraTensors, gradients_by_name};
 use super::packed::{PackedBatch, TargetToken};
@@ -40,26 +38,6 @@ pub enum EngineError {
     /// The device failed, most often for lack of memory.
     #[error("the device failed: {0}")]
     Device(#[from] candle_core::Error),
-}
-
-/// Asks a running computation to stop; it does so within one layer's time.
-#[derive(Debug, Clone, Default)]
-pub struct CancelToken(Arc<AtomicBool>);
-
-impl CancelToken {
-    /// Asks to stop. Cannot be taken back.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether stopping was asked for.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn check(&self) -> Result<(), EngineError> {
-        if self.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
-    }
 }
 
 /// A frozen decoder, ready to compute. Cheap to share: it holds the weights' mapping, not a copy.
@@ -236,23 +214,42 @@ impl Decoder {
         Ok(ForwardState { rotation, layers, last: x })
     }
 
-    /// Log-probabilities of a batch's targets, with at most `chunk` rows of logits at once;
-    /// `with_gradient` also computes what [`Decoder::backward`] needs of the head.
+    /// Log-probabilities of a batch's targets, with at most `chunk` rows of logits at once, so that
+    /// no `[tokens, vocabulary]` matrix exists; `with_gradient` also computes what
+    /// [`Decoder::backward`] needs of the head.
     ///
     /// # Errors
-    /// When the device fails.
+    /// On cancellation, which it looks for between chunks, or when the device fails.
     pub fn score(
         &self,
         state: &ForwardState,
         targets: &[TargetToken],
         chunk: usize,
         with_gradient: bool,
+        cancel: &CancelToken,
     ) -> Result<TargetScores, EngineError> {
         self.check_tokens(targets.iter().map(|target| target.token))?;
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
         let rows = self.target_rows(state, targets)?;
         let normed = self.ops.rms_norm(&rows, &self.final_norm, self.config.rms_norm_eps)?;
-        Ok(self.ops.score(&normed, &self.head, &tokens, chunk, with_gradient)?)
+        let mut scores = TargetScores { log_probs: vec![], correct: vec![], gradient: None };
+        let mut gradients = Vec::new();
+        let chunk = chunk.max(1);
+        for (i, tokens) in tokens.chunks(chunk).enumerate() {
+            cancel.check()?;
+            let rows = normed.narrow(0, i * chunk, tokens.len())?;
+            let part = self.ops.score(&rows, &self.head, tokens, with_gradient)?;
+            scores.log_probs.extend(part.log_probs);
+            scores.correct.extend(part.correct);
+            gradients.extend(part.gradient);
+        }
+        if with_gradient {
+            scores.gradient = Some(match gradients.is_empty() {
+                true => normed.zeros_like()?,
+                false => Tensor::cat(&gradients, 0)?,
+            });
+        }
+        Ok(scores)
     }
 
     /// Gradients of the adapter for `loss = Σ weights[i] · log p(targets[i])`, by PEFT's tensor
@@ -323,7 +320,7 @@ impl Decoder {
         let state = self.forward(batch, options)?;
         let eps = self.config.rms_norm_eps;
         let normed = self.ops.rms_norm(&state.last, &self.final_norm, eps)?;
-        Ok(self.ops.project(&normed, &self.head, None)?)
+        Ok(self.head_logits(&normed)?)
     }
 
     /// Runs tokens that follow what `cache` holds and appends them to it; yields the logits after
@@ -354,7 +351,7 @@ impl Decoder {
         cache.layers = layers;
         let last = x.narrow(0, ids.len().saturating_sub(1), 1)?;
         let normed = self.ops.rms_norm(&last, &self.final_norm, self.config.rms_norm_eps)?;
-        Ok(self.ops.project(&normed, &self.head, None)?.squeeze(0)?)
+        Ok(self.head_logits(&normed)?.squeeze(0)?)
     }
 
     /// Log-probabilities of continuations of what `cache` holds, all in one pass; the cache stays as
@@ -382,7 +379,13 @@ impl Decoder {
             (x, _) = layer.forward(pass, x, cache.layers.get(i))?;
         }
         let state = ForwardState { rotation, layers: Vec::new(), last: x };
-        self.score(&state, &batch.targets, SCORE_ROWS, false)
+        self.score(&state, &batch.targets, SCORE_ROWS, false, &options.cancel)
+    }
+
+    /// Logits of rows that the final norm has scaled: `[rows, vocabulary]`.
+    fn head_logits(&self, normed: &Tensor) -> Result<Tensor, EngineError> {
+        let mut logits = self.ops.project(normed, &[&self.head])?;
+        Ok(logits.swap_remove(0))
     }
 
     fn layer_pass<'a>(

@@ -4,7 +4,7 @@
 //! again from the layer's input, and yields the gradients of the adapter and of that input, never of a
 //! frozen weight. Both ways give the same bits.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::lora::{AdaptedPass, Dropout, LoraLayer};
 use super::{LayerWeights, ModelConfig};
@@ -121,7 +121,7 @@ impl Layer {
     ) -> Result<(Tensor, LayerState)> {
         let state = self.state(pass, x, before)?;
         let hidden = pass.ops.swiglu(&state.gate, &state.up)?;
-        let y = self.project(pass, Target::DownProj, &hidden)?;
+        let [y] = self.project(pass, [Target::DownProj], &hidden)?;
         Ok((pass.ops.add(y, &state.stream)?, state))
     }
 
@@ -134,17 +134,15 @@ impl Layer {
     ) -> Result<LayerState> {
         let ops = pass.ops;
         let normed = ops.rms_norm(&x, &self.attention_norm, self.eps)?;
-        let biased = |target, bias: &Option<Tensor>| {
-            let y = self.project(pass, target, &normed)?;
-            match bias {
-                Some(bias) => ops.add(y, bias),
-                None => Ok(y),
-            }
-        };
-        let (mut q, mut k) =
-            (biased(Target::QProj, &self.q_bias)?, biased(Target::KProj, &self.k_bias)?);
-        let mut v = biased(Target::VProj, &self.v_bias)?;
+        let targets = [Target::QProj, Target::KProj, Target::VProj];
+        let [q, k, v] = self.project(pass, targets, &normed)?;
         drop(normed);
+        let biased = |y, bias: &Option<Tensor>| match bias {
+            Some(bias) => ops.add(y, bias),
+            None => Ok(y),
+        };
+        let (mut q, mut k) = (biased(q, &self.q_bias)?, biased(k, &self.k_bias)?);
+        let mut v = biased(v, &self.v_bias)?;
         let mut raw = None;
         if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
             let normed = (ops.rms_norm(&q, q_norm, self.eps)?, ops.rms_norm(&k, k_norm, self.eps)?);
@@ -158,11 +156,10 @@ impl Layer {
             v = Tensor::cat(&[&before.values, &v], 0)?;
         }
         let attended = ops.attend(&q, &k, &v, self.attention, pass.segments)?;
-        let stream = self.project(pass, Target::OProj, &attended.output)?;
+        let [stream] = self.project(pass, [Target::OProj], &attended.output)?;
         let stream = ops.add(stream, &x)?;
         let normed = ops.rms_norm(&stream, &self.mlp_norm, self.eps)?;
-        let gate = self.project(pass, Target::GateProj, &normed)?;
-        let up = self.project(pass, Target::UpProj, &normed)?;
+        let [gate, up] = self.project(pass, [Target::GateProj, Target::UpProj], &normed)?;
         Ok(LayerState { x, raw, q, k, v, attended, stream, gate, up })
     }
 
@@ -177,14 +174,16 @@ impl Layer {
         let ops = pass.ops;
         let LayerState { x, raw, q, k, v, attended, stream, gate, up } = state;
 
-        let hidden = ops.swiglu(&gate, &up)?;
+        let hidden = || ops.swiglu(&gate, &up);
+        let hidden = self.adapter_input(pass, &[Target::DownProj], hidden)?;
         let d_hidden =
             self.project_back(pass, Target::DownProj, &hidden, &dy, None, &mut gradients)?;
         drop(hidden);
-        let (d_gate, d_up) = ops.swiglu_back(&gate, &up, &d_hidden)?;
-        drop((d_hidden, gate, up));
+        let (d_gate, d_up) = ops.swiglu_back(gate, up, &d_hidden)?;
+        drop(d_hidden);
         let norm = &self.mlp_norm;
-        let normed = ops.rms_norm(&stream, norm, self.eps)?;
+        let normed = || ops.rms_norm(&stream, norm, self.eps);
+        let normed = self.adapter_input(pass, &[Target::GateProj, Target::UpProj], normed)?;
         let d_normed =
             self.project_back(pass, Target::GateProj, &normed, &d_gate, None, &mut gradients)?;
         drop(d_gate);
@@ -195,9 +194,10 @@ impl Layer {
         let d_stream = ops.rms_norm_back(&stream, norm, self.eps, &d_normed, Some(dy))?;
         drop((stream, d_normed));
 
-        let output = &attended.output;
+        let output = Some(attended.output.clone());
         let d_output =
-            self.project_back(pass, Target::OProj, output, &d_stream, None, &mut gradients)?;
+            self.project_back(pass, Target::OProj, &output, &d_stream, None, &mut gradients)?;
+        drop(output);
         let (dq, dk, dv) =
             ops.attend_back(&q, &k, &v, &attended, &d_output, self.attention, pass.segments)?;
         let head_dim = self.attention.head_dim;
@@ -210,9 +210,11 @@ impl Layer {
             dk = ops.rms_norm_back(raw_k, k_norm, self.eps, &dk, None)?;
         }
         drop((q, k, v, attended));
-        let normed = ops.rms_norm(&x, &self.attention_norm, self.eps)?;
+        let normed = || ops.rms_norm(&x, &self.attention_norm, self.eps);
+        let targets = [Target::QProj, Target::KProj, Target::VProj];
+        let normed = self.adapter_input(pass, &targets, normed)?;
         let mut d_normed = None;
-        for (target, dy) in [(Target::QProj, dq), (Target::KProj, dk), (Target::VProj, dv)] {
+        for (target, dy) in targets.into_iter().zip([dq, dk, dv]) {
             let sum = d_normed.take();
             d_normed = Some(self.project_back(pass, target, &normed, &dy, sum, &mut gradients)?);
         }
@@ -223,27 +225,47 @@ impl Layer {
         Ok((gradients, dx))
     }
 
-    /// A projection with its adapter.
-    fn project(&self, pass: LayerPass, target: Target, x: &Tensor) -> Result<Tensor> {
-        let y = pass.ops.project(x, &self.projections[target as usize], None)?;
-        match self.adapted(pass, target) {
+    /// Projections of one input, with their adapters.
+    fn project<const N: usize>(
+        &self,
+        pass: LayerPass,
+        targets: [Target; N],
+        x: &Tensor,
+    ) -> Result<[Tensor; N]> {
+        let weights = targets.map(|target| &self.projections[target as usize]);
+        let outputs = targets.into_iter().zip(pass.ops.project(x, &weights)?);
+        let adapted = outputs.map(|(target, y)| match self.adapted(pass, target) {
             Some(adapted) => adapted.forward(x, y),
             None => Ok(y),
-        }
+        });
+        let adapted: Vec<Tensor> = adapted.collect::<Result<_>>()?;
+        adapted.try_into().map_err(|_| Error::msg("a projection has no output"))
     }
 
-    /// The gradient of a projection's input, added to `sum`; the adapter's goes into `gradients`.
+    /// The input of projections, computed where the adapter of one of them needs it for its gradient.
+    fn adapter_input(
+        &self,
+        pass: LayerPass,
+        targets: &[Target],
+        compute: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Option<Tensor>> {
+        let adapted = targets.iter().any(|&target| self.adapted(pass, target).is_some());
+        adapted.then(compute).transpose()
+    }
+
+    /// The gradient of a projection's input, added to `sum`; the adapter's goes into `gradients`. An
+    /// adapter needs the input `x` itself.
     fn project_back(
         &self,
         pass: LayerPass,
         target: Target,
-        x: &Tensor,
+        x: &Option<Tensor>,
         dy: &Tensor,
         sum: Option<Tensor>,
         gradients: &mut LoraLayer,
     ) -> Result<Tensor> {
         let dx = pass.ops.project_back(dy, &self.projections[target as usize], sum)?;
-        let Some(adapted) = self.adapted(pass, target) else { return Ok(dx) };
+        let (Some(adapted), Some(x)) = (self.adapted(pass, target), x) else { return Ok(dx) };
         let (pair, dx) = adapted.backward(x, dy, dx)?;
         gradients[target as usize] = Some(pair);
         Ok(dx)

@@ -1,9 +1,11 @@
 //! The operations on the processor in f32, through [`crate::kernels`].
 
+use std::cell::RefCell;
+
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
 use super::{Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, Transpose};
-use crate::kernels::{self, HeadChunk, Output, Precision, View};
+use crate::kernels::{self, HeadChunk, Output, Precision, Projection, View};
 
 /// The operations on the processor.
 #[derive(Debug, Clone)]
@@ -34,9 +36,15 @@ fn read2<R>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> R) -> Resu
     read(a, |a| read(b, |b| f(a, b)))?
 }
 
-struct InPlace<F>(F);
+/// A function that changes a tensor's values. Candle asks for a shared one and calls it once.
+struct InPlace<F>(RefCell<F>);
 
-impl<F: Fn(&mut [f32])> InplaceOp1 for InPlace<F> {
+/// Calls `f` with the values of a tensor, to change them.
+fn change(tensor: &Tensor, f: impl FnMut(&mut [f32])) -> Result<()> {
+    tensor.inplace_op1(&InPlace(RefCell::new(f)))
+}
+
+impl<F: FnMut(&mut [f32])> InplaceOp1 for InPlace<F> {
     fn name(&self) -> &'static str {
         "kernel in place"
     }
@@ -46,7 +54,7 @@ impl<F: Fn(&mut [f32])> InplaceOp1 for InPlace<F> {
         else {
             candle_core::bail!("host operations need contiguous f32 tensors")
         };
-        (self.0)(&mut values[start..end]);
+        (self.0.borrow_mut())(&mut values[start..end]);
         Ok(())
     }
 }
@@ -59,7 +67,7 @@ fn write(
 ) -> Result<Tensor> {
     match onto {
         Some(sum) => {
-            sum.inplace_op1(&InPlace(|values: &mut [f32]| f(values, Output::Accumulate)))?;
+            change(&sum, |values| f(values, Output::Accumulate))?;
             Ok(sum)
         }
         None => {
@@ -83,13 +91,22 @@ impl Ops for HostOps {
         Tensor::from_vec(values, (ids.len(), table.cols()), &Device::Cpu)
     }
 
-    fn project(&self, x: &Tensor, w: &Frozen, onto: Option<Tensor>) -> Result<Tensor> {
-        let (m, w) = (x.dims2()?.0, w.host()?);
-        read(x, |x| {
-            write(onto, (m, w.rows()), |y, output| {
-                kernels::frozen_matmul(x, m, w, 0..w.rows(), y, output, self.precision);
+    fn project(&self, x: &Tensor, weights: &[&Frozen]) -> Result<Vec<Tensor>> {
+        let m = x.dims2()?.0;
+        let weights = weights.iter().map(|w| w.host()).collect::<Result<Vec<_>>>()?;
+        let mut outputs: Vec<_> = weights.iter().map(|w| vec![0.0; m * w.rows()]).collect();
+        let projections = weights.iter().zip(&mut outputs);
+        let mut projections: Vec<_> = projections
+            .map(|(weight, y)| Projection {
+                weight,
+                rows: 0..weight.rows(),
+                y,
+                output: Output::Overwrite,
             })
-        })?
+            .collect();
+        read(x, |x| kernels::frozen_matmul_all(x, m, &mut projections, self.precision))?;
+        let outputs = weights.iter().zip(outputs);
+        outputs.map(|(w, y)| Tensor::from_vec(y, (m, w.rows()), &Device::Cpu)).collect()
     }
 
     fn project_back(&self, dy: &Tensor, w: &Frozen, onto: Option<Tensor>) -> Result<Tensor> {
@@ -124,23 +141,20 @@ impl Ops for HostOps {
     fn add(&self, a: Tensor, b: &Tensor) -> Result<Tensor> {
         let width = b.elem_count();
         read(b, |b| {
-            a.inplace_op1(&InPlace(|values: &mut [f32]| {
+            change(&a, |values| {
                 for row in values.chunks_exact_mut(width) {
                     for (a, b) in row.iter_mut().zip(b) {
                         *a += b;
                     }
                 }
-            }))
+            })
         })??;
         Ok(a)
     }
 
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
-        let mut inverse_rms = vec![0.0; x.elem_count() / gain.elem_count()];
         let mut y = vec![0.0; x.elem_count()];
-        read2(x, gain, |x, gain| {
-            kernels::rms_norm(x, gain, eps as f32, &mut y, &mut inverse_rms);
-        })?;
+        read2(x, gain, |x, gain| kernels::rms_norm(x, gain, eps as f32, &mut y))?;
         Tensor::from_vec(y, x.shape(), &Device::Cpu)
     }
 
@@ -152,15 +166,10 @@ impl Ops for HostOps {
         dy: &Tensor,
         onto: Option<Tensor>,
     ) -> Result<Tensor> {
-        // One pass over a row costs less than keeping its scale from the forward pass.
-        let inverse_rms = read(x, |x| {
-            let rows = x.chunks_exact(gain.elem_count());
-            rows.map(|row| inverse_rms(row, eps)).collect::<Vec<f32>>()
-        })?;
         read2(x, gain, |x, gain| {
             read(dy, |dy| {
                 write(onto, dy_shape(x, gain), |dx, output| {
-                    kernels::rms_norm_backward(x, gain, &inverse_rms, dy, dx, output);
+                    kernels::rms_norm_backward(x, gain, eps as f32, dy, dx, output);
                 })
             })?
         })??
@@ -181,9 +190,7 @@ impl Ops for HostOps {
         // The tables hold a row for each token rather than for each position.
         let rows: Vec<u32> = (0..x.dims2()?.0 as u32).collect();
         read2(&rotation.cos, &rotation.sin, |cos, sin| {
-            x.inplace_op1(&InPlace(|x: &mut [f32]| {
-                kernels::rotary(x, head_dim, &rows, cos, sin, way);
-            }))
+            change(&x, |x| kernels::rotary(x, head_dim, &rows, cos, sin, way))
         })??;
         Ok(x)
     }
@@ -255,16 +262,15 @@ impl Ops for HostOps {
         Tensor::from_vec(y, gate.shape(), &Device::Cpu)
     }
 
-    fn swiglu_back(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
-        let mut d_gate = vec![0.0; gate.elem_count()];
-        let mut d_up = vec![0.0; gate.elem_count()];
-        read2(gate, up, |gate, up| {
-            read(dy, |dy| kernels::swiglu_backward(gate, up, dy, &mut d_gate, &mut d_up))
+    fn swiglu_back(&self, gate: Tensor, up: Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+        let mut changed = Ok(());
+        read(dy, |dy| {
+            change(&gate, |gate| {
+                changed = change(&up, |up| kernels::swiglu_backward(gate, up, dy));
+            })
         })??;
-        Ok((
-            Tensor::from_vec(d_gate, gate.shape(), &Device::Cpu)?,
-            Tensor::from_vec(d_up, gate.shape(), &Device::Cpu)?,
-        ))
+        changed?;
+        Ok((gate, up))
     }
 
     fn score(
@@ -272,11 +278,10 @@ impl Ops for HostOps {
         x: &Tensor,
         head: &Frozen,
         targets: &[u32],
-        chunk: usize,
         with_gradient: bool,
     ) -> Result<TargetScores> {
         let head = head.host()?;
-        let chunk = HeadChunk { positions: chunk.max(1), columns: head.rows() };
+        let chunk = HeadChunk { positions: targets.len().max(1), columns: head.rows() };
         // A loss of −weight · log p whose weight is −1 has the gradient of log p.
         let weights = vec![-1.0; targets.len()];
         let mut gradient = with_gradient.then(|| vec![0.0; x.elem_count()]);
@@ -301,9 +306,4 @@ fn view(values: &[f32], (rows, cols): (usize, usize), transpose: Transpose) -> V
 
 fn dy_shape(x: &[f32], gain: &[f32]) -> (usize, usize) {
     (x.len() / gain.len(), gain.len())
-}
-
-fn inverse_rms(row: &[f32], eps: f64) -> f32 {
-    let squares: f64 = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
-    (1.0 / (squares / row.len() as f64 + eps).sqrt()) as f32
 }

@@ -59,10 +59,10 @@ pub trait Ops: Send + Sync {
     /// Rows `ids` of the embedding: `[ids, hidden]`.
     fn embed(&self, table: &Frozen, ids: &[u32]) -> Result<Tensor>;
 
-    /// `onto + X·Wᵀ`: `[T, in]` → `[T, out]`.
-    fn project(&self, x: &Tensor, w: &Frozen, onto: Option<Tensor>) -> Result<Tensor>;
+    /// `X·Wᵀ` for each weight: `[T, in]` → `[T, out]`.
+    fn project(&self, x: &Tensor, weights: &[&Frozen]) -> Result<Vec<Tensor>>;
 
-    /// The gradient of [`Ops::project`]'s input, `onto + dY·W`: `[T, out]` → `[T, in]`.
+    /// The gradient of [`Ops::project`]'s input through one weight, `onto + dY·W`: `[T, out]` → `[T, in]`.
     fn project_back(&self, dy: &Tensor, w: &Frozen, onto: Option<Tensor>) -> Result<Tensor>;
 
     /// `onto + scale · A·B`, where either factor may be read transposed.
@@ -133,18 +133,16 @@ pub trait Ops: Send + Sync {
     fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor>;
 
     /// `(d_gate, d_up)` of [`Ops::swiglu`]: `d_up = dy ∘ silu(gate)`, `d_gate = dy ∘ up ∘ σ(gate)(1 +
-    /// gate(1 − σ(gate)))`.
-    fn swiglu_back(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)>;
+    /// gate(1 − σ(gate)))`. In place of both inputs where it can.
+    fn swiglu_back(&self, gate: Tensor, up: Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)>;
 
     /// Log-probabilities of the tokens `targets`, one per row of `x` `[targets, hidden]`, under
-    /// `softmax(x·Wᵀ)`, `chunk` rows at a time, so that no `[tokens, vocabulary]` matrix exists.
-    /// `with_gradient` also asks for `∂ log p / ∂x = W[target] − softmax·W`.
+    /// `softmax(x·Wᵀ)`; all their logits exist at once. `with_gradient` also asks for `∂ log p / ∂x = W[target] − softmax·W`.
     fn score(
         &self,
         x: &Tensor,
         head: &Frozen,
         targets: &[u32],
-        chunk: usize,
         with_gradient: bool,
     ) -> Result<TargetScores>;
 }

@@ -124,8 +124,8 @@ impl Ops for TensorOps {
         table.device()?.index_select(&Tensor::new(ids, &self.device)?, 0)
     }
 
-    fn project(&self, x: &Tensor, w: &Frozen, sum: Option<Tensor>) -> Result<Tensor> {
-        onto(sum, x.matmul(&w.device()?.t()?)?)
+    fn project(&self, x: &Tensor, weights: &[&Frozen]) -> Result<Vec<Tensor>> {
+        weights.iter().map(|w| x.matmul(&w.device()?.t()?)).collect()
     }
 
     fn project_back(&self, dy: &Tensor, w: &Frozen, sum: Option<Tensor>) -> Result<Tensor> {
@@ -252,8 +252,8 @@ impl Ops for TensorOps {
         (wide(gate)?.silu()? * wide(up)?)?.to_dtype(gate.dtype())
     }
 
-    fn swiglu_back(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (g, u, dy) = (wide(gate)?, wide(up)?, wide(dy)?);
+    fn swiglu_back(&self, gate: Tensor, up: Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (g, u, dy) = (wide(&gate)?, wide(&up)?, wide(dy)?);
         let sigmoid = (g.neg()?.exp()? + 1.0)?.recip()?;
         let slope = (&sigmoid * ((&g * (1.0 - &sigmoid)?)? + 1.0)?)?;
         let d_up = (&dy * (g * sigmoid)?)?;
@@ -266,35 +266,22 @@ impl Ops for TensorOps {
         x: &Tensor,
         head: &Frozen,
         targets: &[u32],
-        chunk: usize,
         with_gradient: bool,
     ) -> Result<TargetScores> {
         let head = head.device()?;
-        let hidden = head.dims2()?.1;
-        let mut log_probs = Vec::with_capacity(targets.len());
-        let mut correct = Vec::with_capacity(targets.len());
-        let mut gradients = Vec::new();
-        let chunk = chunk.max(1);
-        for (i, tokens) in targets.chunks(chunk).enumerate() {
-            let rows = x.narrow(0, i * chunk, tokens.len())?;
-            let logits = wide(&rows.matmul(&head.t()?)?)?;
-            let at = Tensor::new(tokens, &self.device)?.unsqueeze(1)?;
-            let log_sum_exp = logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?;
-            let chosen = (logits.gather(&at, 1)? - &log_sum_exp)?;
-            log_probs.extend(chosen.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?);
-            let best = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
-            correct.extend(best.iter().zip(tokens).map(|(best, token)| best == token));
-            if with_gradient {
-                let probs = logits.broadcast_sub(&log_sum_exp)?.exp()?;
-                let mean = probs.to_dtype(head.dtype())?.matmul(head)?;
-                gradients.push((head.index_select(&at.squeeze(1)?, 0)? - mean)?);
-            }
+        let logits = wide(&x.matmul(&head.t()?)?)?;
+        let at = Tensor::new(targets, &self.device)?.unsqueeze(1)?;
+        let log_sum_exp = logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?;
+        let chosen = (logits.gather(&at, 1)? - &log_sum_exp)?;
+        let log_probs = chosen.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        let best = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+        let correct = best.iter().zip(targets).map(|(best, token)| best == token).collect();
+        let mut gradient = None;
+        if with_gradient {
+            let probs = logits.broadcast_sub(&log_sum_exp)?.exp()?;
+            let mean = probs.to_dtype(head.dtype())?.matmul(head)?;
+            gradient = Some((head.index_select(&at.squeeze(1)?, 0)? - mean)?);
         }
-        let gradient = match (with_gradient, gradients.is_empty()) {
-            (false, _) => None,
-            (true, true) => Some(Tensor::zeros((0, hidden), x.dtype(), &self.device)?),
-            (true, false) => Some(Tensor::cat(&gradients, 0)?),
-        };
         Ok(TargetScores { log_probs, correct, gradient })
     }
 }

@@ -126,7 +126,7 @@ fn score(
     let options =
         PassOptions { lora: lora.as_ref(), cancel: cancel.clone(), ..PassOptions::default() };
     let state = decoder.forward(batch, &options)?;
-    let scores = decoder.score(&state, &batch.targets, SCORE_ROWS, false)?;
+    let scores = decoder.score(&state, &batch.targets, SCORE_ROWS, false, cancel)?;
     for (target, (log_prob, correct)) in
         batch.targets.iter().zip(scores.log_probs.into_iter().zip(scores.correct))
     {

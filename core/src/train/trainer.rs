@@ -346,8 +346,13 @@ impl<'d> Trainer<'d> {
                 cancel: self.cancel.clone(),
             };
             let state = self.decoder.forward(&batch, &options)?;
-            let scores =
-                self.decoder.score(&state, &batch.targets, self.options.score_rows, true)?;
+            let scores = self.decoder.score(
+                &state,
+                &batch.targets,
+                self.options.score_rows,
+                true,
+                &self.cancel,
+            )?;
             let (batch_loss, weights) = weigh(i, &batch, &scores);
             loss += batch_loss;
             let gradient = self.decoder.backward(&batch, state, scores, &weights, &options)?;

@@ -1,6 +1,6 @@
 //! `fleetune bench`: what this machine can do.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::quantized::GgmlDType;
 use clap::{Args, Subcommand};
@@ -8,8 +8,8 @@ use fleetune_core::adapter::{Adapter, LoraConfig, Target};
 use fleetune_core::data::TokenizedExample;
 use fleetune_core::kernels::{KernelSpeeds, Precision, ProductShape, SMOLLM2_135M, measure};
 use fleetune_core::memory::{Workload, plan};
-use fleetune_core::model::ModelConfig;
-use fleetune_core::train::{TrainOptions, Trainer};
+use fleetune_core::model::{CancelToken, EngineError, ModelConfig};
+use fleetune_core::train::{TrainError, TrainOptions, Trainer};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
@@ -18,6 +18,9 @@ use super::{CommandError, CommandResult, Context, values};
 use crate::progress::{Progress, Unit};
 use crate::system;
 use crate::training::ComputePrecision;
+
+/// How often a step is stopped, to see how long that takes.
+const STOPS: usize = 9;
 
 /// Arguments of `fleetune bench`.
 #[derive(Debug, Args)]
@@ -103,6 +106,9 @@ struct EngineSpeed {
     share_of_peak: f64,
     peak_rss_bytes: Option<u64>,
     planned_bytes: u64,
+    /// From the wish to stop, at moments spread over a step, to standing still: median and longest.
+    stop_seconds: f64,
+    longest_stop_seconds: f64,
 }
 
 fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
@@ -121,8 +127,10 @@ fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
         model_bytes: files.filter_map(|path| Some(path.metadata().ok()?.len())).sum(),
         lora: &lora,
         extra_adapters: 0,
+        shortest: args.seq_len,
         longest: args.seq_len,
         batch: args.seq_len * args.batch_size,
+        threads: rayon::current_num_threads(),
     };
     let memory = plan(&workload, args.memory_budget).map_err(CommandError::usage)?;
     let adapter = Adapter::new(lora.clone(), config, 0).map_err(CommandError::usage)?;
@@ -145,8 +153,8 @@ fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
     }
     progress.finish();
     let peak_rss_bytes = system::peak_rss_bytes();
-    seconds.sort_by(f64::total_cmp);
-    let seconds_per_step = seconds[seconds.len() / 2];
+    let seconds_per_step = median(&mut seconds);
+    let mut stops = measure_stops(trainer, &batch, seconds_per_step)?;
     let precision = args.engine.precision;
     let peak_gflops = matrix_peak(precision)?;
     let gflop_per_step = flops(config, &lora, args) * 1e-9;
@@ -167,8 +175,48 @@ fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
         share_of_peak: gflops / peak_gflops,
         peak_rss_bytes,
         planned_bytes: memory.peak_bytes,
+        stop_seconds: median(&mut stops),
+        longest_stop_seconds: stops.iter().copied().fold(0.0, f64::max),
     };
     Ok(ctx.result(&speed, || engine_table(&speed))?)
+}
+
+/// Stops steps that take about `step_seconds` at different moments, and times how long each goes on.
+fn measure_stops(
+    mut trainer: Trainer<'_>,
+    batch: &[TokenizedExample],
+    step_seconds: f64,
+) -> Result<Vec<f64>, CommandError> {
+    let mut stops = Vec::with_capacity(STOPS);
+    for i in 0..STOPS {
+        let cancel = CancelToken::default();
+        trainer = trainer.with_cancel(cancel.clone());
+        let moment = Duration::from_secs_f64(step_seconds * (i as f64 + 0.5) / STOPS as f64);
+        let asked = std::thread::spawn(move || {
+            std::thread::sleep(moment);
+            cancel.cancel();
+            Instant::now()
+        });
+        let ended = trainer.step(batch, 1e-4);
+        let stopped = Instant::now();
+        let asked =
+            asked.join().map_err(|_| anyhow::anyhow!("the thread that stops steps failed"))?;
+        match ended {
+            // Over before it was asked to stop.
+            Ok(_) => {}
+            Err(TrainError::Engine(EngineError::Cancelled)) => {
+                stops.push((stopped - asked).as_secs_f64());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(stops)
+}
+
+/// The middle value; zero of none.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// Sequences of arbitrary tokens, all of them supervised.
@@ -228,6 +276,11 @@ fn engine_table(speed: &EngineSpeed) -> String {
         ),
     ];
     let planned = HumanBytes(speed.planned_bytes);
+    lines.push(format!(
+        "  stops within    {:.0} ms (longest {:.0} ms)",
+        1e3 * speed.stop_seconds,
+        1e3 * speed.longest_stop_seconds
+    ));
     lines.push(match speed.peak_rss_bytes {
         Some(peak) => format!("  peak memory     {} (planned {planned})", HumanBytes(peak)),
         None => format!("  planned memory  {planned}"),

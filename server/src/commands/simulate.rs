@@ -479,8 +479,10 @@ fn plan_memory(model: &LoadedModel, config: &RunConfig) -> Result<MemoryPlan, Co
         lora: &lora,
         // What FedProx or SCAFFOLD keeps beside the adapter.
         extra_adapters: 2,
+        shortest: 1,
         longest,
         batch: longest.saturating_mul(config.batch_size * config.grad_accum),
+        threads: rayon::current_num_threads(),
     };
     plan(&workload, None).map_err(CommandError::usage)
 }

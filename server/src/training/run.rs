@@ -335,8 +335,10 @@ fn memory_plan<L: Learner>(
         model_bytes: files.filter_map(|path| Some(path.metadata().ok()?.len())).sum(),
         lora: &adapter.config,
         extra_adapters: 0,
+        shortest: lengths.iter().min().map_or(1, |&shortest| shortest.clamp(1, longest)),
         longest,
         batch: mean.clamp(1, longest) * options.rows_per_step,
+        threads: rayon::current_num_threads(),
     };
     Ok(plan(&workload, options.memory_budget)?)
 }
