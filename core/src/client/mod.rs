@@ -1,15 +1,34 @@
-//! A client's part of a round: the same code on a phone, on a desktop and in the simulator.
+//! A client's part of a federation: the same code on a phone, on a desktop and in the simulator.
 //!
-//! The server sends a [`RoundPlan`] and a [`Download`]; the client trains on its own rows and
-//! answers with an [`Upload`]. Where the bytes travel and where rows come from is the caller's
-//! affair; nothing here touches a network or a disk.
+//! The server sends a [`RoundPlan`] and a [`Download`]; [`train_round`] trains on the client's own
+//! rows and answers with an [`Upload`]. Where bytes travel and where rows come from is its caller's
+//! affair: the simulator passes them on in memory, a [`Participant`] over QUIC.
+//!
+//! [`Participant`] drives the protocol's session with a [`Link`] to the server, a [`DeviceFolder`]
+//! for what outlives the process, and a [`LocalTrainer`], which is [`EngineTrainer`] where the rows
+//! are files.
 
+mod blob_file;
+mod engine_trainer;
+mod folder;
+mod identity;
 mod instructions;
+mod link;
 mod messages;
+mod participant;
 mod round;
+mod tls;
+mod trainer;
 
+pub use engine_trainer::{ConditionsNow, EngineSettings, EngineTrainer};
+pub use folder::{DeviceFolder, FolderError};
+pub use identity::{FileKeyStore, Identity, IdentityError, KeyStore};
 pub use instructions::{Instructions, InstructionsError};
+pub use link::{Link, LinkError};
 pub use messages::{Download, MessageError, Upload};
+pub use participant::{Observer, Participant, ParticipantError, Progress};
 pub use round::{
     ClientError, RoundOutcome, RoundPlan, Task, TrainingDevice, TrainingReport, train_round,
 };
+pub use tls::TlsError;
+pub use trainer::{LocalTrainer, TrainerError, Work};

@@ -108,6 +108,11 @@ impl LoadedModel {
         &self.weight_files
     }
 
+    /// Bytes of the weight files.
+    pub fn stored_bytes(&self) -> u64 {
+        self.weight_files.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+    }
+
     /// SHA-256 of the weight files, in hexadecimal: what `sha256sum` prints for one file, and for
     /// many the SHA-256 of what it prints for all of them (`sha256sum *.safetensors | sha256sum`
     /// in the folder). The first call reads the files; later ones remember.

@@ -6,12 +6,15 @@
 //! are checked before memory is taken, and whatever decodes is within the limits below.
 //! `docs/formats/protocol.md` describes the bytes.
 
+mod backoff;
 mod blob;
 mod frame;
 mod id;
 mod join_code;
 mod message;
+mod session;
 
+pub use backoff::Backoff;
 pub use blob::{Blob, BlobId, CHUNK_LEN, ChunkRange, ChunkSet, Manifest, ManifestError, hash};
 pub use frame::{FRAME_PREFIX, FrameError, MAX_FRAME, decode_frame, encode_frame, frame_len};
 pub use id::{AttemptToken, DeviceId, InviteId, ParseIdError};
@@ -20,6 +23,7 @@ pub use message::{
     Assignment, Blame, Capabilities, CheckIn, CommitStatus, Conditions, EnrolRequest, Enrolment,
     ErrorCode, ModelOffer, Refusal, Request, Response, RoundAssignment, UploadKey, UploadOffer,
 };
+pub use session::{Action, Ending, Event, Session, Time};
 
 /// The version of the messages. It is part of [`ALPN`] and [`ALPN_ENROL`]: two sides that do not
 /// speak the same version find out in the handshake.

@@ -468,14 +468,13 @@ pub(super) fn open_dataset(config: &RunConfig) -> Result<Dataset, CommandError> 
 /// How clients lay out their training in memory.
 fn plan_memory(model: &LoadedModel, config: &RunConfig) -> Result<MemoryPlan, CommandError> {
     let lora = config.lora().map_err(CommandError::usage)?;
-    let sizes = model.files().iter().map(|file| file.metadata().map_or(0, |file| file.len()));
     let longest = match config.task {
         Task::Sft => AnswerLearner::longest(config.seq_len),
         Task::Dpo => PreferenceLearner::longest(config.seq_len),
     };
     let workload = Workload {
         model: &model.config,
-        model_bytes: sizes.sum(),
+        model_bytes: model.stored_bytes(),
         lora: &lora,
         // What FedProx or SCAFFOLD keeps beside the adapter.
         extra_adapters: 2,

@@ -2,12 +2,10 @@
 
 mod checkpoint;
 mod metrics;
-mod order;
 mod run;
 mod settings;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use metrics::{MetricsError, StepRecord};
-pub use order::RowOrder;
 pub use run::{Outcome, RunError, RunOptions, Subject, train};
 pub use settings::{ComputePrecision, LossName, Task, TaskMismatch};

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use fleetune_core::adapter::{Adapter, AdapterError};
-use fleetune_core::data::{Dataset, DatasetError, Encoder};
+use fleetune_core::data::{Dataset, DatasetError, Encoder, RowOrder};
 use fleetune_core::memory::{BudgetTooSmall, MemoryPlan, Workload, plan};
 use fleetune_core::model::{Decoder, EngineError, LoadedModel};
 use fleetune_core::train::{AdamWOptions, Learner, StepReport, TrainError, TrainOptions, Trainer};
@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::metrics::Metrics;
-use super::{Checkpoint, CheckpointError, MetricsError, RowOrder, StepRecord};
+use super::{Checkpoint, CheckpointError, MetricsError, StepRecord};
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit};
 use crate::system::peak_rss_bytes;
@@ -329,10 +329,9 @@ fn memory_plan<L: Learner>(
     }
     let longest = L::longest(subject.encoder.seq_len());
     let mean = lengths.iter().sum::<usize>() / lengths.len().max(1);
-    let files = subject.model.files().iter();
     let workload = Workload {
         model: &subject.model.config,
-        model_bytes: files.filter_map(|path| Some(path.metadata().ok()?.len())).sum(),
+        model_bytes: subject.model.stored_bytes(),
         lora: &adapter.config,
         extra_adapters: 0,
         shortest: lengths.iter().min().map_or(1, |&shortest| shortest.clamp(1, longest)),

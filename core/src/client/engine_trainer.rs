@@ -1,0 +1,186 @@
+//! Training for rounds with this crate's engine, on rows in files: what a headless device does, and
+//! an app whose rows are files too.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use candle_core::Device;
+
+use super::round::{ClientError, RoundOutcome, Task, TrainingDevice, train_round};
+use super::trainer::{LocalTrainer, TrainerError, Work};
+use crate::adapter::{Adapter, LoraConfig, ParameterSet};
+use crate::data::{Dataset, Encoder, RowOrder};
+use crate::kernels::Precision;
+use crate::memory::{MemoryPlan, Workload, plan};
+use crate::model::{CancelToken, Decoder, LoadedModel};
+use crate::protocol::{BlobId, Capabilities, Conditions};
+use crate::train::{AnswerLearner, Learner, PreferenceLearner, Reference, StepReport};
+use crate::update::{Codec, decode};
+
+/// Highest rank that the engine trains.
+const MAX_RANK: u32 = 256;
+
+/// What a device computes with, and how much of it.
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    /// Where to compute.
+    pub device: Device,
+    /// How matrix products round.
+    pub precision: Precision,
+    /// The most memory to take, base model included, bytes; what is fast where absent.
+    pub memory_budget: Option<u64>,
+    /// What the device can take at most, bytes, for the server's choice of devices.
+    pub memory_bytes: u64,
+    /// The app and its version.
+    pub app_version: String,
+    /// Ends a running step within one layer's time.
+    pub cancel: CancelToken,
+}
+
+/// How the device is at the moment of the call.
+pub type ConditionsNow = Box<dyn Fn() -> Conditions + Send>;
+
+/// Trains on a data set with the engine.
+pub struct EngineTrainer {
+    settings: EngineSettings,
+    dataset: Dataset,
+    model: Option<OpenModel>,
+    conditions: ConditionsNow,
+}
+
+struct OpenModel {
+    id: BlobId,
+    files: LoadedModel,
+    decoder: Decoder,
+}
+
+impl EngineTrainer {
+    /// Trains on `dataset`. A base model is opened by [`EngineTrainer::use_model`], or when a round
+    /// needs one that was fetched.
+    pub fn new(settings: EngineSettings, dataset: Dataset, conditions: ConditionsNow) -> Self {
+        Self { settings, dataset, model: None, conditions }
+    }
+
+    /// Opens the base model at `path` and tells its name: the SHA-256 of its files.
+    ///
+    /// # Errors
+    /// When it cannot be read or the device has no room for it.
+    pub fn use_model(&mut self, path: &Path) -> Result<BlobId, TrainerError> {
+        let files = LoadedModel::open(path).map_err(TrainerError::device)?;
+        let id = files.content_hash().map_err(TrainerError::device)?;
+        let id: BlobId = id.parse().map_err(TrainerError::device)?;
+        let EngineSettings { device, precision, .. } = &self.settings;
+        let decoder = Decoder::new(files.config.clone(), &files.weights, device, *precision);
+        let decoder = decoder.map_err(TrainerError::device)?;
+        self.model = Some(OpenModel { id, files, decoder });
+        Ok(id)
+    }
+
+    /// `own_control` as the adapter's shape in this round reads it. One of another shape is from an
+    /// earlier configuration of the federation and counts for nothing.
+    fn own_control(
+        work: &Work<'_>,
+        model: &OpenModel,
+    ) -> Result<Option<ParameterSet>, TrainerError> {
+        let Some(bytes) = work.own_control else { return Ok(None) };
+        let lora = work.instructions.plan.lora.clone();
+        let layout = Adapter::new(lora, &model.files.config, 0).map_err(TrainerError::round)?;
+        Ok(decode(bytes, &layout.parameters).ok())
+    }
+
+    fn learn<L: Learner>(
+        &self,
+        learner: &mut L,
+        model: &OpenModel,
+        work: &Work<'_>,
+        watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
+    ) -> Result<RoundOutcome, TrainerError> {
+        let instructions = work.instructions;
+        let plan = &instructions.plan;
+        let seq_len = instructions.seq_len;
+        let tokenizer = model.files.tokenizer().map_err(TrainerError::device)?;
+        let encoder = Encoder::new(instructions.template, tokenizer, seq_len);
+        let encoder = encoder.map_err(TrainerError::round)?;
+        let rows_per_round = (plan.steps * plan.batch_size) as u64;
+        let rows = u32::try_from(self.dataset.len()).unwrap_or(u32::MAX);
+        let mut order = RowOrder::new(rows, Some(instructions.order_seed));
+        let start = u64::from(plan.round - 1).saturating_mul(rows_per_round);
+        let drawn = (start..start.saturating_add(rows_per_round)).map(|at| order.row(at));
+        let samples = drawn.filter_map(|row| L::sample(&self.dataset, row, &encoder).transpose());
+        let memory = self.memory::<L>(model, &plan.lora, seq_len, plan.batch_size)?;
+        let cancel = self.settings.cancel.clone();
+        let device = TrainingDevice { decoder: &model.decoder, memory, cancel };
+        let own = Self::own_control(work, model)?;
+        let outcome = train_round(&device, plan, work.download, own, learner, samples, watch);
+        outcome.map_err(|error| match error {
+            ClientError::Stopped => TrainerError::Stopped,
+            ClientError::Data(_) | ClientError::NothingToLearn => TrainerError::device(error),
+            other => TrainerError::round(other),
+        })
+    }
+
+    fn memory<L: Learner>(
+        &self,
+        model: &OpenModel,
+        lora: &LoraConfig,
+        seq_len: usize,
+        batch_size: usize,
+    ) -> Result<MemoryPlan, TrainerError> {
+        let longest = L::longest(seq_len);
+        let workload = Workload {
+            model: &model.files.config,
+            model_bytes: model.files.stored_bytes(),
+            lora,
+            // What FedProx or SCAFFOLD keeps beside the adapter.
+            extra_adapters: 2,
+            longest,
+            batch: longest.saturating_mul(batch_size),
+        };
+        plan(&workload, self.settings.memory_budget).map_err(TrainerError::round)
+    }
+}
+
+impl LocalTrainer for EngineTrainer {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            app_version: self.settings.app_version.clone(),
+            models: self.model.iter().map(|model| model.id.0).collect(),
+            memory_bytes: self.settings.memory_bytes,
+            max_rank: MAX_RANK,
+            codecs: vec![Codec::F16.id()],
+            // Below 64.
+            rows_log2: self.dataset.len().max(1).ilog2() as u8,
+            conditions: (self.conditions)(),
+        }
+    }
+
+    fn has_model(&self, model: BlobId) -> bool {
+        self.model.as_ref().is_some_and(|open| open.id == model)
+    }
+
+    fn open_model(&mut self, _model: BlobId, path: &Path) -> Result<(), TrainerError> {
+        self.use_model(path).map(drop)
+    }
+
+    fn train(
+        &mut self,
+        work: &Work<'_>,
+        watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
+    ) -> Result<RoundOutcome, TrainerError> {
+        let model = self.model.as_ref().ok_or_else(|| TrainerError::device("no model is open"))?;
+        match work.instructions.plan.task {
+            Task::Sft if self.dataset.is_preference() => {
+                Err(TrainerError::device("the federation learns answers; the rows are preferences"))
+            }
+            Task::Dpo { .. } if !self.dataset.is_preference() => {
+                Err(TrainerError::device("the federation learns preferences; the rows are none"))
+            }
+            Task::Sft => self.learn(&mut AnswerLearner, model, work, watch),
+            Task::Dpo { loss, beta } => {
+                let hash = model.files.content_hash().map_err(TrainerError::device)?;
+                let reference = Reference::new(hash, None);
+                self.learn(&mut PreferenceLearner { loss, beta, reference }, model, work, watch)
+            }
+        }
+    }
+}
