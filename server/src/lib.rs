@@ -6,6 +6,7 @@
 
 pub mod aggregate;
 pub mod commands;
+pub mod conditions;
 pub mod evaluate;
 pub mod hub;
 pub mod interrupt;

@@ -13,7 +13,9 @@ mod error;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod join;
 pub mod model;
+mod rows;
 pub mod simulate;
 pub mod train;
 mod values;
@@ -68,6 +70,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Write text with a model and an adapter
     Generate(generate::GenerateArgs),
+    /// Take part in a federation: a device without a screen
+    Join(join::JoinArgs),
     /// Train a whole federation in one process and compare what algorithms make of it
     Simulate(simulate::SimulateArgs),
 }
@@ -82,6 +86,7 @@ fn dispatch(command: Command, ctx: &Context) -> CommandResult {
         Command::Train(args) => train::run(args, ctx),
         Command::Bench(args) => bench::run(args, ctx),
         Command::Generate(args) => generate::run(args, ctx),
+        Command::Join(args) => join::run(args, ctx),
         Command::Simulate(args) => simulate::run(args, ctx),
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use fleetune_core::adapter::{Adapter, LoraConfig, Target};
-use fleetune_core::data::{DataSource, Dataset, Encoder, FieldMap, Template};
+use fleetune_core::data::{Dataset, Encoder, Template};
 use fleetune_core::train::{
     AnswerLearner, PreferenceLearner, PreferenceLoss, Reference, ReferenceError,
 };
@@ -12,8 +12,8 @@ use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
 use super::engine::{Engine, EngineArgs, check_context, load_adapter};
+use super::rows::RowsArgs;
 use super::{CommandError, CommandResult, Context, values};
-use crate::hub::Cache;
 use crate::progress::note;
 use crate::report::text::plural;
 use crate::training::{Checkpoint, LossName, Outcome, RunError, RunOptions, Subject, Task, train};
@@ -64,18 +64,8 @@ pub struct TrainArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Data")]
 struct DataArgs {
-    /// Data set by name (`fleetune data list`); instruction, chat and preference read your own files
-    #[arg(long, value_name = "NAME", default_value = "demo")]
-    dataset: String,
-    /// Files with the rows: JSON Lines, plain, .gz or .zst
-    #[arg(long, value_name = "FILE", value_delimiter = ',')]
-    data: Vec<PathBuf>,
-    /// Folder that holds the data sets [default: the cache]
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// Names of the fields in your files, such as instruction=question,response=answer
-    #[arg(long, value_name = "NAME=FIELD,...")]
-    fields: Option<FieldMap>,
+    #[command(flatten)]
+    rows: RowsArgs,
     /// The text around a row: alpaca, vicuna or chat (the model's own) [default: alpaca; dpo: vicuna]
     #[arg(long)]
     template: Option<Template>,
@@ -310,19 +300,9 @@ impl TrainArgs {
     }
 
     fn open_dataset(&self) -> Result<Dataset, CommandError> {
-        let data = &self.data;
-        let data_dir = match &data.data_dir {
-            Some(folder) => folder.clone(),
-            None => Cache::of_user()?.data(),
-        };
-        let source =
-            DataSource { data_dir: Some(data_dir), files: data.data.clone(), temp_dir: None };
-        let dataset = Dataset::open(&data.dataset, &source, data.fields.as_ref())?;
+        let dataset = self.data.rows.open()?;
         self.task.check(&dataset).map_err(CommandError::usage)?;
         dataset.check_template(self.template()).map_err(CommandError::usage)?;
-        if dataset.skipped().total() > 0 {
-            note(dataset.skipped());
-        }
         Ok(dataset)
     }
 
