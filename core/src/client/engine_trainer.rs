@@ -133,8 +133,10 @@ impl EngineTrainer {
             lora,
             // What FedProx or SCAFFOLD keeps beside the adapter.
             extra_adapters: 2,
+            shortest: 1,
             longest,
             batch: longest.saturating_mul(batch_size),
+            threads: rayon::current_num_threads(),
         };
         plan(&workload, self.settings.memory_budget).map_err(TrainerError::round)
     }
