@@ -5,15 +5,16 @@ use std::convert::Infallible;
 use std::ops::ControlFlow;
 
 use candle_core::Device;
-use fleetune_core::adapter::{Adapter, ParameterSet};
+use fleetune_core::adapter::{Adapter, ParameterSet, TrainedFactors};
 use fleetune_core::client::{
-    ClientError, Download, RoundOutcome, RoundPlan, Task, TrainingDevice, train_round,
+    ClientError, DeviceMemory, Download, RoundOutcome, RoundPlan, Task, TrainingDevice, train_round,
 };
 use fleetune_core::data::{TokenizedExample, TokenizedPair};
 use fleetune_core::kernels::Precision;
 use fleetune_core::memory::{Workload, plan as plan_memory};
 use fleetune_core::model::{CancelToken, Decoder, LoadedModel};
 use fleetune_core::train::{AnswerLearner, PreferenceLearner, PreferenceLoss, Reference};
+use fleetune_core::update::Codec;
 use fleetune_tests::golden::{
     LabelledPair, LabelledText, assert_close, assert_near, batches, fixture, json, parameters,
 };
@@ -60,6 +61,8 @@ impl Client {
             weight_decay: 0.0,
             max_grad_norm: None,
             prox_mu,
+            trained: TrainedFactors::Both,
+            codec: Codec::F16,
             seed: 0,
         }
     }
@@ -72,12 +75,12 @@ impl Client {
         &self,
         plan: &RoundPlan,
         download: &Download,
-        own_control: Option<ParameterSet>,
+        memory: DeviceMemory,
         rows: Vec<TokenizedExample>,
         watch: impl FnMut(&fleetune_core::train::StepReport) -> ControlFlow<()>,
     ) -> Result<RoundOutcome, ClientError> {
         let rows = rows.into_iter().map(Ok::<_, Infallible>);
-        train_round(&self.device(), plan, download, own_control, &mut AnswerLearner, rows, watch)
+        train_round(&self.device(), plan, download, memory, &mut AnswerLearner, rows, watch)
     }
 }
 
@@ -111,10 +114,11 @@ fn plain_and_fedprox_rounds_lead_to_the_reference_adapters() {
     for (name, prox_mu) in [("adamw_wd0", None), ("fedprox_mu1", Some(1.0))] {
         let download = client.download(None);
         let plan = client.plan(prox_mu);
-        let outcome =
-            client.train(&plan, &download, None, rows(), |_| ControlFlow::Continue(())).unwrap();
+        let outcome = client
+            .train(&plan, &download, DeviceMemory::default(), rows(), |_| ControlFlow::Continue(()))
+            .unwrap();
         check_round(name, &client, &outcome, "");
-        assert!(outcome.control.is_none() && outcome.upload.control.is_none());
+        assert!(outcome.memory.control.is_none() && outcome.upload.control.is_none());
     }
 }
 
@@ -124,10 +128,9 @@ fn a_scaffold_round_leads_to_openfedllms_adapter_and_keeps_what_it_sends() {
     let inputs = fixture("sft/scaffold_inputs.safetensors");
     let (server, own) = (parameters(&inputs, "c/"), parameters(&inputs, "c_i/"));
     let download = client.download(Some(&server));
+    let memory = DeviceMemory { control: Some(own.clone()), ..DeviceMemory::default() };
     let outcome = client
-        .train(&client.plan(None), &download, Some(own.clone()), rows(), |_| {
-            ControlFlow::Continue(())
-        })
+        .train(&client.plan(None), &download, memory, rows(), |_| ControlFlow::Continue(()))
         .unwrap();
     check_round("scaffold", &client, &outcome, "adapter/");
 
@@ -137,7 +140,7 @@ fn a_scaffold_round_leads_to_openfedllms_adapter_and_keeps_what_it_sends() {
     assert_close(&sent, &parameters(&golden, "delta_c_i/"), 2e-3);
     let mut kept = own;
     kept.zip_apply(&sent, |own, change| *own += change).unwrap();
-    assert_eq!(outcome.control.unwrap(), kept);
+    assert_eq!(outcome.memory.control.unwrap(), kept);
 }
 
 #[test]
@@ -155,9 +158,15 @@ fn a_round_of_preferences_leads_to_trls_adapter_and_computes_the_reference_once(
         let mut learner = PreferenceLearner { loss, beta, reference };
         let rows = pairs.iter().cloned().map(Ok::<_, Infallible>);
         let (device, download) = (client.device(), client.download(None));
-        let outcome = train_round(&device, &plan, &download, None, &mut learner, rows, |_| {
-            ControlFlow::Continue(())
-        })
+        let outcome = train_round(
+            &device,
+            &plan,
+            &download,
+            DeviceMemory::default(),
+            &mut learner,
+            rows,
+            |_| ControlFlow::Continue(()),
+        )
         .unwrap();
         let expected = parameters(&fixture("dpo/adamw_wd0_final.safetensors"), "");
         assert_close(&outcome.adapter, &expected, 1e-3);
@@ -187,11 +196,15 @@ fn rows_that_run_out_end_the_round_early() {
     let download = client.download(None);
     let few = rows().into_iter().take(4).collect();
     let outcome = client
-        .train(&client.plan(None), &download, None, few, |_| ControlFlow::Continue(()))
+        .train(&client.plan(None), &download, DeviceMemory::default(), few, |_| {
+            ControlFlow::Continue(())
+        })
         .unwrap();
     assert_eq!(outcome.report.steps, 2);
-    let none = client
-        .train(&client.plan(None), &download, None, Vec::new(), |_| ControlFlow::Continue(()));
+    let none =
+        client.train(&client.plan(None), &download, DeviceMemory::default(), Vec::new(), |_| {
+            ControlFlow::Continue(())
+        });
     assert!(matches!(none, Err(ClientError::NothingToLearn)));
 }
 
@@ -200,10 +213,11 @@ fn a_round_stops_where_its_watcher_or_its_device_says() {
     let client = Client::new();
     let download = client.download(None);
     let mut steps = 0;
-    let stopped = client.train(&client.plan(None), &download, None, rows(), |_| {
-        steps += 1;
-        if steps == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let stopped =
+        client.train(&client.plan(None), &download, DeviceMemory::default(), rows(), |_| {
+            steps += 1;
+            if steps == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
     assert!(matches!(stopped, Err(ClientError::Stopped)));
     assert_eq!(steps, 2);
 
@@ -212,7 +226,9 @@ fn a_round_stops_where_its_watcher_or_its_device_says() {
     let rows = rows().into_iter().map(Ok::<_, Infallible>);
     let (plan, learner) = (client.plan(None), &mut AnswerLearner);
     let stopped =
-        train_round(&device, &plan, &download, None, learner, rows, |_| ControlFlow::Continue(()));
+        train_round(&device, &plan, &download, DeviceMemory::default(), learner, rows, |_| {
+            ControlFlow::Continue(())
+        });
     assert!(matches!(stopped, Err(ClientError::Stopped)));
 }
 
@@ -222,6 +238,8 @@ fn a_download_of_another_shape_is_refused() {
     let mut plan = client.plan(None);
     plan.lora.rank *= 2;
     let refused =
-        client.train(&plan, &client.download(None), None, rows(), |_| ControlFlow::Continue(()));
+        client.train(&plan, &client.download(None), DeviceMemory::default(), rows(), |_| {
+            ControlFlow::Continue(())
+        });
     assert!(matches!(refused, Err(ClientError::Message(_))));
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use fleetune_core::adapter::{Adapter, ParameterSet};
 use fleetune_core::data::{DataSource, Dataset};
-use fleetune_server::aggregate::{Algorithm, ServerState, Variant};
+use fleetune_server::aggregate::{Algorithm, Combine, ServerState, Variant};
 use fleetune_server::report::history::History;
 use fleetune_server::simulate::SimulateError;
 use fleetune_server::simulate::config::RunConfig;
@@ -54,7 +54,7 @@ fn computed_files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "safetensors") {
+            } else if path.extension().is_some_and(|e| e == "safetensors" || e == "ftup") {
                 let name = path.strip_prefix(folder).unwrap().to_owned();
                 found.insert(name, fs::read(&path).unwrap());
             }
@@ -236,6 +236,18 @@ fn a_run_of_scaffold_resumes_bit_by_bit_from_any_event() {
 fn a_run_of_a_server_optimiser_resumes_bit_by_bit() {
     let algorithm = Algorithm::FedAdam;
     check_resuming(&RunConfig { algorithm, variant: Variant::Paper, ..small_config() }, 4);
+}
+
+#[test]
+fn a_run_with_products_ranks_and_lossy_codecs_resumes_bit_by_bit() {
+    let config = RunConfig {
+        combine: Combine::Product,
+        ranks: vec!["2".parse().unwrap(), "8".parse().unwrap()],
+        codec: "top-k:0.1+int4".parse().unwrap(),
+        codec_down: "top-k:0.2+int4".parse().unwrap(),
+        ..small_config()
+    };
+    check_resuming(&config, 2);
 }
 
 #[test]

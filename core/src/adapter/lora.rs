@@ -101,6 +101,30 @@ impl ModelConfig {
     }
 }
 
+/// Which factors of an adapter training moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainedFactors {
+    /// A and B.
+    #[default]
+    Both,
+    /// A alone; B stays as it is.
+    A,
+    /// B alone; A stays as it is.
+    B,
+}
+
+impl TrainedFactors {
+    /// Whether the tensor with this name in PEFT's files is trained.
+    pub fn include(self, name: &str) -> bool {
+        match self {
+            TrainedFactors::Both => true,
+            TrainedFactors::A => name.ends_with(".lora_A.weight"),
+            TrainedFactors::B => name.ends_with(".lora_B.weight"),
+        }
+    }
+}
+
 /// The shape and strength of an adapter: `y = W x + scale · B A x` (Hu et al. 2021, LoRA).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoraConfig {

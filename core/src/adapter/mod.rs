@@ -9,7 +9,7 @@ mod peft;
 mod peft_config;
 mod tensor_file;
 
-pub use lora::{LoraConfig, LoraConfigError, Target};
+pub use lora::{LoraConfig, LoraConfigError, Target, TrainedFactors};
 pub use parameters::{Layout, LayoutMismatch, Parameter, ParameterSet};
 pub use peft::{
     Adapter, AdapterError, CONFIG_FILE, TENSORS_FILE, base_model, read_parameters, write_folder,

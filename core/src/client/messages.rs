@@ -1,10 +1,14 @@
 //! What travels between server and client in a round, as bytes.
 //!
-//! The way down is exact: client and server must agree bit by bit on the adapter that changes are
-//! relative to. The way up carries differences in f16 ([`crate::update`]).
+//! Client and server agree bit by bit on the adapter that changes are relative to: it comes down
+//! exactly, or as differences to a version that the client holds ([`Versions`]). The way up carries
+//! the client's change in the codec that the round asks for.
 
 use crate::adapter::{LayoutMismatch, ParameterSet};
-use crate::update::{BaseId, Codec, UpdateError, decode, decode_for_base, encode, encode_for_base};
+use crate::update::{
+    BaseId, Codec, Rounding, UpdateError, Versions, decode, decode_for_base, encode,
+    encode_for_base, encode_with_feedback, receive,
+};
 
 /// Why a message cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -21,11 +25,12 @@ pub enum MessageError {
     Container(&'static str),
 }
 
-/// What every client of a round receives: the shared adapter, and for SCAFFOLD the server's
-/// control variate. All clients of a round receive the same bytes.
+/// What a client of a round receives: the shared adapter, and for SCAFFOLD the server's control
+/// variate. All clients that hold the same version, or none, receive the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Download {
-    /// The adapter's parameters, encoded.
+    /// The adapter's parameters, encoded: one message, or several that lead on from a version that
+    /// the client holds.
     pub adapter: Vec<u8>,
     /// SCAFFOLD: the server's control variate, encoded.
     pub control: Option<Vec<u8>>,
@@ -44,17 +49,42 @@ impl Download {
         Ok(Self { adapter: encode(adapter, Codec::F32)?, control })
     }
 
+    /// The newest version of the shared adapter, for a client that holds version `held` or none.
+    ///
+    /// # Errors
+    /// When a value of the control variate is not finite.
+    pub fn of_version(
+        versions: &Versions,
+        held: Option<u64>,
+        control: Option<&ParameterSet>,
+    ) -> Result<Self, MessageError> {
+        let control = control.map(|control| encode(control, Codec::F32)).transpose()?;
+        Ok(Self { adapter: versions.download(held), control })
+    }
+
     /// The shared adapter and the server's control variate; `layout` has the layout that the
     /// client expects.
     ///
     /// # Errors
-    /// When the bytes are damaged or of another layout.
+    /// When the bytes are damaged, of another layout, or a difference.
     pub fn decode(
         &self,
         layout: &ParameterSet,
     ) -> Result<(ParameterSet, Option<ParameterSet>), MessageError> {
+        self.decode_onto(layout, None)
+    }
+
+    /// As [`Download::decode`], for a client that holds the version `held`.
+    ///
+    /// # Errors
+    /// When the bytes are damaged, of another layout, or a difference to another version.
+    pub fn decode_onto(
+        &self,
+        layout: &ParameterSet,
+        held: Option<&ParameterSet>,
+    ) -> Result<(ParameterSet, Option<ParameterSet>), MessageError> {
         let control = self.control.as_deref().map(|bytes| decode(bytes, layout)).transpose()?;
-        Ok((decode(&self.adapter, layout)?, control))
+        Ok((receive(&self.adapter, layout, held)?, control))
     }
 
     /// Bytes that travel.
@@ -78,7 +108,7 @@ pub struct Upload {
 
 impl Upload {
     /// Encodes the change from `global` to `local` and, for SCAFFOLD, that of the client's control
-    /// variate.
+    /// variate, in f16.
     ///
     /// # Errors
     /// When the layouts differ or a value is not finite.
@@ -87,12 +117,34 @@ impl Upload {
         local: &ParameterSet,
         control_change: Option<&ParameterSet>,
     ) -> Result<Self, MessageError> {
-        let mut change = local.clone();
-        change.zip_apply(global, |w, g| *w -= g)?;
+        Self::encode_with(global, local, control_change, Codec::F16, 0, &mut None)
+    }
+
+    /// The same in `codec`, whose stochastic rounding follows `seed`. A codec that needs feedback
+    /// adds `residual`, what earlier uploads left out, and replaces it by what this one leaves out;
+    /// other codecs leave it alone. What is left out of a control variate's change needs no keeping:
+    /// the client moves its own variate by what was sent, so the rest is part of its next change.
+    ///
+    /// # Errors
+    /// When the layouts differ or a value is not finite.
+    pub fn encode_with(
+        global: &ParameterSet,
+        local: &ParameterSet,
+        control_change: Option<&ParameterSet>,
+        codec: Codec,
+        seed: u64,
+        residual: &mut Option<ParameterSet>,
+    ) -> Result<Self, MessageError> {
+        let change = local.difference(global)?;
         let base = BaseId::of(global);
-        let adapter = encode_for_base(&change, base, Codec::F16)?;
-        let control =
-            control_change.map(|change| encode_for_base(change, base, Codec::F16)).transpose()?;
+        let adapter = if codec.needs_feedback() {
+            let residual = residual.get_or_insert_with(|| change.zeros_like());
+            encode_with_feedback(&change, residual, base, codec)?
+        } else {
+            encode_for_base(&change, base, codec, Rounding::Stochastic { seed })?
+        };
+        let control = |change| encode_for_base(change, base, codec, Rounding::Nearest);
+        let control = control_change.map(control).transpose()?;
         Ok(Self { adapter, control })
     }
 

@@ -28,7 +28,8 @@ pub use link::{Link, LinkError};
 pub use messages::{Download, MessageError, Upload};
 pub use participant::{Observer, Participant, ParticipantError, Progress};
 pub use round::{
-    ClientError, RoundOutcome, RoundPlan, Task, TrainingDevice, TrainingReport, train_round,
+    ClientError, DeviceMemory, RoundOutcome, RoundPlan, Task, TrainingDevice, TrainingReport,
+    train_round,
 };
 pub use tls::TlsError;
 pub use trainer::{LocalTrainer, TrainerError, Work};

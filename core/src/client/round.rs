@@ -5,13 +5,14 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 
 use super::messages::{Download, MessageError, Upload};
-use crate::adapter::{Adapter, LoraConfig, ParameterSet};
+use crate::adapter::{Adapter, LoraConfig, ParameterSet, TrainedFactors};
 use crate::memory::MemoryPlan;
 use crate::model::{CancelToken, Decoder, EngineError};
 use crate::train::{
     AdamWOptions, Learner, LocalObjective, PreferenceLoss, PreferenceReport, StepReport,
     TrainError, TrainOptions, Trainer, update_control_variate,
 };
+use crate::update::Codec;
 
 /// What a client computes with.
 #[derive(Debug, Clone)]
@@ -60,8 +61,27 @@ pub struct RoundPlan {
     pub max_grad_norm: Option<f64>,
     /// FedProx: weight of the pull towards the shared adapter.
     pub prox_mu: Option<f64>,
-    /// Seed of dropout.
+    /// Which of an adapter's factors are trained.
+    #[serde(default)]
+    pub trained: TrainedFactors,
+    /// How the change is sent back.
+    #[serde(default)]
+    pub codec: Codec,
+    /// Seed of dropout and of stochastic rounding.
     pub seed: u64,
+}
+
+/// What a client keeps between the rounds that it takes part in. All of it may be missing: a fresh
+/// device has none.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DeviceMemory {
+    /// SCAFFOLD: the client's control variate; none stands for zero.
+    pub control: Option<ParameterSet>,
+    /// Error feedback: what uploads have left out so far.
+    pub residual: Option<ParameterSet>,
+    /// The version of the shared adapter that the client received last, where downloads may be
+    /// differences to it.
+    pub held: Option<ParameterSet>,
 }
 
 /// What training did, in numbers.
@@ -104,8 +124,9 @@ pub struct RoundOutcome {
     pub adapter: ParameterSet,
     /// What training did.
     pub report: TrainingReport,
-    /// SCAFFOLD: the client's control variate after the round, to keep.
-    pub control: Option<ParameterSet>,
+    /// What to keep for the next round. Control variate and residual count once the server has
+    /// taken the upload; where it has not, the ones before stay.
+    pub memory: DeviceMemory,
 }
 
 /// Why a client cannot finish its round.
@@ -132,8 +153,8 @@ pub enum ClientError {
 /// Trains for one round on `rows`, taken in order until the plan's steps are done or rows run out.
 /// `learner` is the one of the plan's task.
 ///
-/// `own_control` is the control variate that the client kept, for SCAFFOLD; `None` stands for zero.
-/// `watch` sees each step and may end the round, which then leaves no trace.
+/// `memory` is what the client kept of earlier rounds. A residual of another layout, of a time when
+/// the federation had adapters of another shape, is dropped. `watch` sees each step and may end the round, which then leaves no trace.
 ///
 /// The control variate to keep moves by exactly the change that the server decodes from the upload,
 /// so that the server's variate stays the mean of the clients'.
@@ -145,7 +166,7 @@ pub fn train_round<L: Learner, E: Into<Box<dyn std::error::Error + Send + Sync>>
     device: &TrainingDevice<'_>,
     plan: &RoundPlan,
     download: &Download,
-    own_control: Option<ParameterSet>,
+    memory: DeviceMemory,
     learner: &mut L,
     rows: impl IntoIterator<Item = Result<L::Sample, E>>,
     mut watch: impl FnMut(&StepReport) -> ControlFlow<()>,
@@ -153,15 +174,17 @@ pub fn train_round<L: Learner, E: Into<Box<dyn std::error::Error + Send + Sync>>
     // Only the layout of this adapter counts.
     let layout =
         Adapter::new(plan.lora.clone(), device.decoder.config(), 0).map_err(TrainError::from)?;
-    let (global, control) = download.decode(&layout.parameters)?;
+    let DeviceMemory { control: own, residual, held } = memory;
+    let (global, control) = download.decode_onto(&layout.parameters, held.as_ref())?;
     let control = control.map(|server| {
-        let own = own_control.unwrap_or_else(|| server.zeros_like());
+        let own = own.unwrap_or_else(|| server.zeros_like());
         ControlPair { server, own }
     });
     let options = TrainOptions {
         optimizer: AdamWOptions { weight_decay: plan.weight_decay, ..AdamWOptions::default() },
         max_grad_norm: plan.max_grad_norm,
         objective: objective(plan, &global, control.as_ref())?,
+        trained: plan.trained,
         seed: plan.seed,
         ..TrainOptions::default()
     }
@@ -207,18 +230,20 @@ pub fn train_round<L: Learner, E: Into<Box<dyn std::error::Error + Send + Sync>>
     report.preference = report.preference.map(|sum| sum.scaled(1.0 / report.rows as f64));
 
     let local = trainer.into_adapter().parameters;
-    let mut change = local.clone();
-    change.zip_apply(&global, |w, g| *w -= g).map_err(TrainError::from)?;
-    report.update_norm = change.l2_norm();
+    report.update_norm = local.difference(&global).map_err(TrainError::from)?.l2_norm();
     let change = |pair: &ControlPair| pair.change(&global, &local, &report, plan.learning_rate);
     let control_change = control.as_ref().map(change).transpose()?;
-    let upload = Upload::encode(&global, &local, control_change.as_ref())?;
+    let mut residual = residual.filter(|set| set.check_layout(&global).is_ok());
+    let (codec, seed) = (plan.codec, plan.seed);
+    let control_change = control_change.as_ref();
+    let upload = Upload::encode_with(&global, &local, control_change, codec, seed, &mut residual)?;
     let (_, sent) = upload.decode(&global)?;
     let control = match (control, sent) {
         (Some(pair), Some(sent)) => Some(pair.moved(&sent)?),
         _ => None,
     };
-    Ok(RoundOutcome { upload, adapter: local, report, control })
+    let memory = DeviceMemory { control, residual, held: Some(global) };
+    Ok(RoundOutcome { upload, adapter: local, report, memory })
 }
 
 /// SCAFFOLD's control variates as a client meets them in a round.

@@ -8,7 +8,7 @@ use super::{
     AdamW, AdamWOptions, LocalObjective, PairLogProbs, PairScores, PreferenceLoss,
     PreferenceReport, Reference, ReferenceError,
 };
-use crate::adapter::{Adapter, AdapterError, LayoutMismatch, ParameterSet};
+use crate::adapter::{Adapter, AdapterError, LayoutMismatch, ParameterSet, TrainedFactors};
 use crate::data::{TokenizedExample, TokenizedPair};
 use crate::memory::MemoryPlan;
 use crate::model::{
@@ -25,6 +25,8 @@ pub struct TrainOptions {
     pub max_grad_norm: Option<f64>,
     /// What the federated algorithm adds.
     pub objective: LocalObjective,
+    /// Which of the adapter's factors are trained.
+    pub trained: TrainedFactors,
     /// Seed of the adapter's dropout.
     pub seed: u64,
     /// Tokens computed in one pass. A batch with more is computed in several passes whose gradients
@@ -52,6 +54,7 @@ impl Default for TrainOptions {
             optimizer: AdamWOptions::default(),
             max_grad_norm: None,
             objective: LocalObjective::Plain,
+            trained: TrainedFactors::Both,
             seed: 0,
             max_pass_tokens: 2048,
             kept_layers: 0,
@@ -374,6 +377,12 @@ impl<'d> Trainer<'d> {
         let step = self.optimizer.steps + 1;
         let proximal =
             self.options.objective.add_gradient(&self.adapter.parameters, &mut gradient)?;
+        let trained = self.options.trained;
+        for (entry, values) in self.adapter.parameters.iter().zip(gradient.values_mut()) {
+            if !trained.include(&entry.name) {
+                values.fill(0.0);
+            }
+        }
         let loss = report.loss + proximal;
         let grad_norm = gradient.l2_norm();
         for (what, value) in [("loss", loss), ("gradient's norm", grad_norm)] {
@@ -389,9 +398,18 @@ impl<'d> Trainer<'d> {
                 }
             }
         }
+        // Weight decay and control variates would move what has no gradient, too.
+        let frozen = (trained != TrainedFactors::Both).then(|| self.adapter.parameters.clone());
         let parameters = &mut self.adapter.parameters;
         self.optimizer.step(parameters, &gradient, learning_rate)?;
         self.options.objective.after_step(parameters, learning_rate)?;
+        for (before, values) in
+            frozen.iter().flat_map(ParameterSet::iter).zip(parameters.values_mut())
+        {
+            if !trained.include(&before.name) {
+                values.copy_from_slice(&before.values);
+            }
+        }
         Ok(StepReport { loss, proximal, grad_norm, ..report })
     }
 

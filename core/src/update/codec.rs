@@ -1,131 +1,206 @@
-//! How values are written before compression.
-//!
-//! Both codecs write *byte planes*: the first byte of every value, then the second, and so on. The
-//! bytes that hold sign and exponent then stand together, where the compressor finds them alike;
-//! mantissas look random to it wherever they stand.
+//! Which stages an update passes through, by name: `f16`, `int8`, `top-k:0.1+int4`.
 
-use half::f16;
+use std::fmt;
+use std::str::FromStr;
 
-use super::UpdateError;
-use crate::adapter::ParameterSet;
+use serde::{Deserialize, Serialize};
 
-/// How values are written.
+/// How single values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Codec {
-    /// f32: every bit. What the server hands out.
+pub enum ValueFormat {
+    /// f32: every bit.
     F32,
     /// f16 with a power of two for each tensor, so that the tensor's largest value lies at the top
     /// of f16's range: 11 significant bits down to 2⁻²⁸ of the largest value, and no overflow.
     /// Without the power, the small differences of a short training would fall among f16's
     /// subnormal numbers and lose their bits.
     F16,
+    /// 255 levels between plus and minus the largest magnitude of each block of 64 values.
+    Int8,
+    /// 15 levels.
+    Int4,
+    /// Four levels, zero not among them.
+    Int2,
 }
 
-/// Exponent of the power of two under which the largest value of a tensor is stored.
-const TOP_EXPONENT: i32 = 15;
-/// The largest f16 below it. Values are rounded to it at most, as the power above may lie outside
-/// f32 once it is scaled back.
-const TOP: f64 = 32752.0;
+impl ValueFormat {
+    /// All formats; the place is the number in a message.
+    pub const ALL: [ValueFormat; 5] = [
+        ValueFormat::F32,
+        ValueFormat::F16,
+        ValueFormat::Int8,
+        ValueFormat::Int4,
+        ValueFormat::Int2,
+    ];
+
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            ValueFormat::F32 => "f32",
+            ValueFormat::F16 => "f16",
+            ValueFormat::Int8 => "int8",
+            ValueFormat::Int4 => "int4",
+            ValueFormat::Int2 => "int2",
+        }
+    }
+}
+
+/// The stages between a difference and its bytes: optionally the largest values alone (top-k), then
+/// a format for each value. Index coding and zstd always follow.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Codec {
+    top_k: Option<f64>,
+    values: ValueFormat,
+}
+
+/// A codec that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "unknown codec {text:?}: use f32, f16, int8, int4 or int2, or top-k:SHARE+FORMAT with a share above 0 and up to 1, such as top-k:0.1+int4"
+)]
+pub struct CodecError {
+    text: String,
+}
+
+/// Set in the number of a codec that sends the largest values alone.
+const SPARSE: u8 = 16;
 
 impl Codec {
-    /// The number that stands for the codec in a message.
+    /// Every bit of every value.
+    pub const F32: Codec = Codec::dense(ValueFormat::F32);
+    /// Every value in f16: what uploads use unless told otherwise.
+    pub const F16: Codec = Codec::dense(ValueFormat::F16);
+
+    /// Every value in this format.
+    pub const fn dense(values: ValueFormat) -> Self {
+        Self { top_k: None, values }
+    }
+
+    /// The given share of the values, those of largest magnitude, in this format.
+    ///
+    /// # Errors
+    /// When the share is not above 0 and up to 1.
+    pub fn top_k(share: f64, values: ValueFormat) -> Result<Self, CodecError> {
+        if share > 0.0 && share <= 1.0 {
+            return Ok(Self { top_k: Some(share), values });
+        }
+        Err(CodecError { text: format!("top-k:{share}+{}", values.name()) })
+    }
+
+    /// The format of single values.
+    pub fn values(self) -> ValueFormat {
+        self.values
+    }
+
+    /// The share of the values that is sent, where it is not all.
+    pub fn share(self) -> Option<f64> {
+        self.top_k
+    }
+
+    /// Whether what arrives is what was sent, bit by bit.
+    pub fn is_exact(self) -> bool {
+        self == Self::F32
+    }
+
+    /// Whether the sender has to keep what was not sent and add it to the next difference. Values
+    /// that are dropped would be lost for good; rounding alone is unbiased and averages out.
+    pub fn needs_feedback(self) -> bool {
+        self.top_k.is_some()
+    }
+
+    /// The number that stands for the codec in a message; the share is not part of it.
     pub fn id(self) -> u8 {
-        match self {
-            Codec::F32 => 0,
-            Codec::F16 => 1,
+        let place = ValueFormat::ALL.iter().position(|&format| format == self.values);
+        let sparse = if self.top_k.is_some() { SPARSE } else { 0 };
+        place.unwrap_or_default() as u8 | sparse
+    }
+
+    /// The numbers of all codecs that this build reads.
+    pub fn known_ids() -> impl Iterator<Item = u8> {
+        let formats = 0..ValueFormat::ALL.len() as u8;
+        formats.clone().chain(formats.map(|id| id | SPARSE))
+    }
+
+    /// What a codec's number says: whether values are left out, and the format of the others.
+    pub(super) fn parts_of_id(id: u8) -> Option<(bool, ValueFormat)> {
+        let format = ValueFormat::ALL.get(usize::from(id & !SPARSE))?;
+        Some((id & SPARSE != 0, *format))
+    }
+}
+
+impl Default for Codec {
+    fn default() -> Self {
+        Self::F16
+    }
+}
+
+impl fmt::Display for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.top_k {
+            Some(share) => f.pad(&format!("top-k:{share}+{}", self.values.name())),
+            None => f.pad(self.values.name()),
+        }
+    }
+}
+
+impl FromStr for Codec {
+    type Err = CodecError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let unknown = || CodecError { text: text.into() };
+        let format = |name: &str| {
+            let found = ValueFormat::ALL.into_iter().find(|format| format.name() == name);
+            found.ok_or_else(unknown)
+        };
+        let Some(stages) = text.strip_prefix("top-k:") else {
+            return Ok(Self::dense(format(text)?));
+        };
+        let (share, values) = stages.split_once('+').ok_or_else(unknown)?;
+        let share = share.parse().map_err(|_| unknown())?;
+        Self::top_k(share, format(values)?).map_err(|_| unknown())
+    }
+}
+
+impl From<Codec> for String {
+    fn from(codec: Codec) -> Self {
+        codec.to_string()
+    }
+}
+
+impl TryFrom<String> for Codec {
+    type Error = CodecError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codecs_read_back_as_they_are_written() {
+        for text in ["f32", "f16", "int8", "int4", "int2", "top-k:0.1+int4", "top-k:1+f32"] {
+            let codec: Codec = text.parse().unwrap();
+            assert_eq!(codec.to_string(), text);
+            let sparse = text.starts_with("top-k");
+            assert_eq!(Codec::parts_of_id(codec.id()), Some((sparse, codec.values())));
+            assert!(Codec::known_ids().any(|id| id == codec.id()));
         }
     }
 
-    /// The codec with this number.
-    pub fn from_id(id: u8) -> Option<Self> {
-        [Codec::F32, Codec::F16].into_iter().find(|codec| codec.id() == id)
-    }
-
-    /// Bytes that [`Codec::pack`] makes of a set of this layout.
-    pub(super) fn packed_len(self, layout: &ParameterSet) -> usize {
-        match self {
-            Codec::F32 => layout.num_values() * size_of::<f32>(),
-            Codec::F16 => layout.len() * size_of::<i16>() + layout.num_values() * size_of::<f16>(),
+    #[test]
+    fn codecs_that_are_none_are_refused_with_what_there_is() {
+        for text in
+            ["", "int3", "top-k", "top-k:0.1", "top-k:0+int4", "top-k:1.5+int4", "top-k:x+f16"]
+        {
+            let error = text.parse::<Codec>().unwrap_err().to_string();
+            assert!(error.contains(text) && error.contains("top-k:0.1+int4"), "{error}");
         }
-    }
-
-    pub(super) fn pack(self, set: &ParameterSet) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.packed_len(set));
-        match self {
-            Codec::F32 => {
-                let values = set.iter().flat_map(|entry| &entry.values);
-                extend_planes(&mut bytes, values.map(|v| v.to_le_bytes()));
-            }
-            Codec::F16 => {
-                let exponents: Vec<i16> =
-                    set.iter().map(|entry| exponent_of(&entry.values)).collect();
-                bytes.extend(exponents.iter().flat_map(|e| e.to_le_bytes()));
-                let values = set.iter().zip(exponents).flat_map(|(entry, exponent)| {
-                    let scale = power_of_two(-exponent);
-                    let scaled = move |&v: &f32| (f64::from(v) * scale).clamp(-TOP, TOP);
-                    entry.values.iter().map(move |v| f16::from_f64(scaled(v)))
-                });
-                extend_planes(&mut bytes, values.map(f16::to_le_bytes));
-            }
-        }
-        bytes
-    }
-
-    /// Fills `set` from bytes that have the length [`Codec::packed_len`] gives for it.
-    pub(super) fn unpack(self, bytes: &[u8], set: &mut ParameterSet) -> Result<(), UpdateError> {
-        let num_values = set.num_values();
-        match self {
-            Codec::F32 => {
-                let mut values = planes::<4>(bytes, num_values).map(f32::from_le_bytes);
-                set.values_mut().for_each(|slots| fill(slots, &mut values));
-            }
-            Codec::F16 => {
-                let (exponents, planes_bytes) = bytes.split_at(set.len() * size_of::<i16>());
-                let exponents: Vec<i16> =
-                    exponents.as_chunks().0.iter().map(|&e| i16::from_le_bytes(e)).collect();
-                let mut values = planes::<2>(planes_bytes, num_values).map(f16::from_le_bytes);
-                for (slots, exponent) in set.values_mut().zip(exponents) {
-                    let scale = power_of_two(exponent);
-                    fill(slots, &mut values.by_ref().map(|v| (v.to_f64() * scale) as f32));
-                }
-            }
-        }
-        let finite = set.iter().all(|entry| entry.values.iter().all(|v| v.is_finite()));
-        if finite { Ok(()) } else { Err(UpdateError::Payload("some are not finite")) }
-    }
-}
-
-/// The exponent e for which the largest magnitude, divided by 2^e, lies just below 2^15.
-fn exponent_of(values: &[f32]) -> i16 {
-    let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
-    if largest == 0.0 {
-        return 0;
-    }
-    // Every f32 but zero is a normal f64, whose exponent field is biased by 1023.
-    let exponent = (f64::from(largest).to_bits() >> 52) as i32 - 1023;
-    (exponent + 1 - TOP_EXPONENT) as i16
-}
-
-/// 2^exponent; zero or infinite where f64 has none, which only a forged message asks for.
-fn power_of_two(exponent: i16) -> f64 {
-    f64::from(exponent).exp2()
-}
-
-fn extend_planes<const N: usize>(bytes: &mut Vec<u8>, values: impl Iterator<Item = [u8; N]>) {
-    let values: Vec<[u8; N]> = values.collect();
-    for plane in 0..N {
-        bytes.extend(values.iter().map(|value| value[plane]));
-    }
-}
-
-/// The values whose bytes lie in `N` planes of `len` bytes.
-fn planes<const N: usize>(bytes: &[u8], len: usize) -> impl Iterator<Item = [u8; N]> + '_ {
-    (0..len).map(move |i| std::array::from_fn(|plane| bytes[plane * len + i]))
-}
-
-fn fill(slots: &mut [f32], values: &mut impl Iterator<Item = f32>) {
-    for (slot, value) in slots.iter_mut().zip(values) {
-        *slot = value;
+        assert_eq!(Codec::parts_of_id(5), None);
+        assert_eq!(Codec::parts_of_id(32), None);
     }
 }

@@ -49,8 +49,8 @@ impl fmt::Debug for BaseId {
 /// What a message says about itself. Only [`super::decode`] checks whether it tells the truth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// How the values are written.
-    pub codec: Codec,
+    /// The number of the codec that wrote the values ([`Codec::id`]).
+    pub codec_id: u8,
     /// The version of the global adapter the difference starts from.
     pub base: BaseId,
     layout: [u8; 32],
@@ -60,9 +60,9 @@ pub struct Header {
 }
 
 impl Header {
-    pub(super) fn new(set: &ParameterSet, base: BaseId, codec: Codec, payload_len: usize) -> Self {
+    pub(super) fn new(set: &ParameterSet, base: BaseId, codec_id: u8, payload_len: usize) -> Self {
         Self {
-            codec,
+            codec_id,
             base,
             layout: layout_hasher(set).finalize().into(),
             // More tensors than u32 counts do not fit in memory.
@@ -85,13 +85,13 @@ impl Header {
         if found != VERSION {
             return Err(UpdateError::Version { found, supported: VERSION });
         }
-        let [codec, reserved] = reader.take()?;
-        let codec = Codec::from_id(codec).ok_or(UpdateError::UnknownCodec(codec))?;
+        let [codec_id, reserved] = reader.take()?;
+        Codec::parts_of_id(codec_id).ok_or(UpdateError::UnknownCodec(codec_id))?;
         if reserved != 0 {
             return Err(UpdateError::Payload("a reserved byte of the header is not zero"));
         }
         Ok(Self {
-            codec,
+            codec_id,
             base: BaseId(reader.take()?),
             layout: reader.take()?,
             tensors: u32::from_le_bytes(reader.take()?),
@@ -103,7 +103,7 @@ impl Header {
     pub(super) fn to_bytes(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         let version = VERSION.to_le_bytes();
-        let kind = [self.codec.id(), 0];
+        let kind = [self.codec_id, 0];
         let (tensors, values) = (self.tensors.to_le_bytes(), self.values.to_le_bytes());
         let payload_len = self.payload_len.to_le_bytes();
         let fields: [&[u8]; 8] =
@@ -112,6 +112,11 @@ impl Header {
             *byte = value;
         }
         bytes
+    }
+
+    /// Bytes of the whole message, as it claims.
+    pub fn message_len(&self) -> u64 {
+        self.payload_len.saturating_add((HEADER_LEN + CHECKSUM_LEN) as u64)
     }
 
     /// Bytes of the compressed values.

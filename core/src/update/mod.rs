@@ -1,22 +1,34 @@
 //! Adapters on the wire: what a client sends back and what the server hands out.
 //!
 //! A client sends the *difference* of its trained adapter to the global one it started from; the
-//! server hands out whole adapters. Both are a [`ParameterSet`] in the same message: a header that
-//! says which base and which layout the values belong to, then the values in the form of a
-//! [`Codec`], compressed. `docs/formats/update.md` gives it byte by byte.
+//! server hands out whole adapters, or the difference to the version that a client has
+//! ([`Versions`]). All are a [`ParameterSet`] in the same message: a header that says which base and
+//! which layout the values belong to, then the values as a [`Codec`] writes them, compressed.
+//! `docs/formats/update.md` gives it byte by byte.
+//!
+//! The stages, each in a file: the largest values alone (`sparse`), a format for each value (`plain`,
+//! `quantize`), their order in the message (`payload`), zstd. A sender that leaves values out keeps
+//! them and adds them to its next difference ([`encode_with_feedback`]).
 //!
 //! Bytes from the network are not trusted. Decoding needs the layout that the receiver expects and
 //! takes memory for that layout only, whatever the message claims; what decodes is finite.
 
 mod codec;
 mod header;
+mod payload;
+mod plain;
+mod quantize;
+mod sparse;
+mod versions;
 
-pub use codec::Codec;
+pub use codec::{Codec, CodecError, ValueFormat};
 pub use header::{BaseId, Header};
+pub use quantize::Rounding;
+pub use versions::{Versions, receive};
 
 use sha2::{Digest, Sha256};
 
-use crate::adapter::ParameterSet;
+use crate::adapter::{LayoutMismatch, ParameterSet};
 use header::{CHECKSUM_LEN, HEADER_LEN};
 
 /// Why a set cannot be sent or a message not be read.
@@ -79,9 +91,17 @@ pub enum UpdateError {
         "the update starts from another version of the global adapter: fetch the current one and train again"
     )]
     OtherBase,
+    /// A download leads on from a version that this device does not hold.
+    #[error(
+        "the download is a difference to a version of the adapter that this device does not hold: ask for it in full"
+    )]
+    NotHeld,
     /// The values cannot be unpacked.
     #[error("the message's values are damaged: {0}")]
     Payload(&'static str),
+    /// Two sets that belong together differ in layout.
+    #[error(transparent)]
+    Layouts(#[from] LayoutMismatch),
     /// The values cannot be packed.
     #[error("cannot compress the update: {0}")]
     Compress(std::io::Error),
@@ -91,12 +111,12 @@ pub enum UpdateError {
 const COMPRESSION_LEVEL: i32 = 3;
 
 /// A message with the values of `set`, tied to no base: a whole adapter, or a difference whose base
-/// both sides know.
+/// both sides know. Values are rounded to the nearest that the codec has.
 ///
 /// # Errors
 /// When a value is not finite.
 pub fn encode(set: &ParameterSet, codec: Codec) -> Result<Vec<u8>, UpdateError> {
-    encode_for_base(set, BaseId::NONE, codec)
+    encode_for_base(set, BaseId::NONE, codec, Rounding::Nearest)
 }
 
 /// A message with a difference to the global adapter that `base` names.
@@ -107,19 +127,51 @@ pub fn encode_for_base(
     difference: &ParameterSet,
     base: BaseId,
     codec: Codec,
+    rounding: Rounding,
 ) -> Result<Vec<u8>, UpdateError> {
+    Ok(pack(difference, base, codec, rounding)?.0)
+}
+
+/// As [`encode_for_base`], rounding to the nearest, with error feedback (Stich et al. 2018): what
+/// earlier messages left out, `residual`, is added to the difference first, and becomes what this
+/// message leaves out. Over time nothing is lost.
+///
+/// # Errors
+/// When a value is not finite or the layouts differ; `residual` is then as it was.
+pub fn encode_with_feedback(
+    difference: &ParameterSet,
+    residual: &mut ParameterSet,
+    base: BaseId,
+    codec: Codec,
+) -> Result<Vec<u8>, UpdateError> {
+    let mut owed = difference.clone();
+    owed.add(residual)?;
+    let (message, raw) = pack(&owed, base, codec, Rounding::Nearest)?;
+    let mut sent = difference.zeros_like();
+    payload::unpack(codec.id(), &raw, &mut sent)?;
+    *residual = owed.difference(&sent)?;
+    Ok(message)
+}
+
+/// The message and its payload before compression.
+fn pack(
+    difference: &ParameterSet,
+    base: BaseId,
+    codec: Codec,
+    rounding: Rounding,
+) -> Result<(Vec<u8>, Vec<u8>), UpdateError> {
     let not_finite = |values: &[f32]| values.iter().any(|v| !v.is_finite());
     if let Some(entry) = difference.iter().find(|entry| not_finite(&entry.values)) {
         return Err(UpdateError::NotFinite { name: entry.name.clone() });
     }
-    let raw = codec.pack(difference);
+    let raw = payload::pack(codec, difference, rounding);
     let payload = zstd::bulk::compress(&raw, COMPRESSION_LEVEL).map_err(UpdateError::Compress)?;
-    let header = Header::new(difference, base, codec, payload.len());
+    let header = Header::new(difference, base, codec.id(), payload.len());
     let mut message = Vec::with_capacity(HEADER_LEN + CHECKSUM_LEN + payload.len());
     message.extend(header.to_bytes());
     message.extend(checksum(&message, &payload));
     message.extend(payload);
-    Ok(message)
+    Ok((message, raw))
 }
 
 /// Reads a message whose values have the layout of `layout` (its values do not matter).
@@ -168,14 +220,11 @@ fn decode_checked(
         return Err(UpdateError::OtherBase);
     }
     // The receiver's own layout bounds the memory: zstd stops where more would come out.
-    let raw_len = header.codec.packed_len(layout);
-    let raw = zstd::bulk::decompress(payload, raw_len)
+    let max_len = payload::max_len(header.codec_id, layout);
+    let raw = zstd::bulk::decompress(payload, max_len)
         .map_err(|_| UpdateError::Payload("they do not decompress to the size of the adapter"))?;
-    if raw.len() != raw_len {
-        return Err(UpdateError::Payload("they are fewer than the adapter has"));
-    }
     let mut set = layout.zeros_like();
-    header.codec.unpack(&raw, &mut set)?;
+    payload::unpack(header.codec_id, &raw, &mut set)?;
     Ok(set)
 }
 
