@@ -34,9 +34,9 @@ pub enum Algorithm {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown {kind} {name:?}: use {expected}")]
 pub struct UnknownName {
-    kind: &'static str,
-    name: String,
-    expected: &'static str,
+    pub(super) kind: &'static str,
+    pub(super) name: String,
+    pub(super) expected: &'static str,
 }
 
 impl Algorithm {

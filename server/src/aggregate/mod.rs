@@ -10,11 +10,13 @@
 
 mod adaptive;
 mod algorithm;
+pub mod combine;
 mod fed_adagrad;
 mod fed_adam;
 mod fed_avg;
 mod fed_avg_m;
 mod fed_yogi;
+mod robust;
 mod round;
 mod rule;
 mod scaffold;
@@ -29,11 +31,16 @@ use serde::{Deserialize, Serialize};
 pub use algorithm::{
     Algorithm, HyperparameterError, Hyperparameters, UnknownName, Variant, Weighting,
 };
+pub use combine::{Combination, Combine, ProductReport};
+pub use robust::Robust;
 pub use round::Round;
 pub use state::ServerState;
 pub use state_file::StateFileError;
 
+use combine::next_product;
+use round::ClosedRound;
 use rule::{ServerRule, rule_for};
+use state::flatten;
 
 /// An algorithm and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +60,9 @@ pub struct AggregatorConfig {
     /// Number of all clients, also of those that do not take part in a round; SCAFFOLD needs it.
     #[serde(default)]
     pub population: Option<usize>,
+    /// How updates become one before the algorithm moves the global adapter.
+    #[serde(default)]
+    pub combination: Combination,
 }
 
 impl AggregatorConfig {
@@ -64,6 +74,7 @@ impl AggregatorConfig {
             weighting: None,
             hyperparameters: Hyperparameters::default(),
             population: None,
+            combination: Combination::default(),
         }
     }
 }
@@ -93,6 +104,50 @@ pub enum AggregateError {
         /// Clients there are.
         population: usize,
     },
+    /// A way of combining that makes no sense with the algorithm.
+    #[error("{what} does not go with {algorithm}: {reason}; use fedavg or fedprox")]
+    Conflict {
+        /// The combination or robust rule.
+        what: String,
+        /// The algorithm.
+        algorithm: Algorithm,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Stacking where the global adapter has to keep its rank.
+    #[error(
+        "stack adds up the ranks of all clients, so that the shared adapter grows in every round: use it in a single aggregation, and product between rounds"
+    )]
+    StackGrows,
+    /// A tensor that is no half of an adapted module.
+    #[error(
+        "tensor {name} is no lora_A or lora_B with a partner of the same rank as all others: products and robust rules need such pairs"
+    )]
+    NotFactors {
+        /// The tensor.
+        name: String,
+    },
+    /// The norm that changes are clipped to makes no sense.
+    #[error("clip_norm {0} is out of range: use a positive number")]
+    ClipNorm(f64),
+    /// The share that is trimmed makes no sense.
+    #[error("the trimmed share {0} is out of range: use a number above 0 and below 0.5")]
+    TrimmedShare(f64),
+    /// A robust rule with fewer clients than it needs.
+    #[error("{rule} needs {needed} clients in a round, and there are {clients}: sample more")]
+    TooFewForRobust {
+        /// The rule.
+        rule: String,
+        /// Clients there are.
+        clients: usize,
+        /// Clients needed.
+        needed: usize,
+    },
+    /// A matrix decomposition failed.
+    #[error(
+        "the products of the updates cannot be decomposed: some values are far out of the range of the others; leave those updates out"
+    )]
+    NotConverged,
     /// The state is another algorithm's.
     #[error(
         "the server state belongs to {found}, but {wanted} is to be applied: give it a state of its own"
@@ -156,12 +211,16 @@ pub struct RoundSummary {
     pub clients: usize,
     /// Samples they trained on.
     pub samples: u64,
-    /// L2 norm of the averaged change D.
+    /// L2 norm of the averaged change D; where products are combined, the Frobenius norm of the
+    /// change of all products.
     pub mean_change_norm: f64,
     /// L2 norm of the step the global weights took.
     pub step_norm: f64,
     /// L2 norm of the new global weights.
     pub global_norm: f64,
+    /// How far the global adapter is from the exact mean of the products, where that is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub product: Option<ProductReport>,
 }
 
 /// An algorithm ready to aggregate.
@@ -181,11 +240,16 @@ impl Aggregator {
     /// Checks the settings.
     ///
     /// # Errors
-    /// When a constant is out of range, SCAFFOLD has no population, or the algorithm is `local`.
+    /// When a constant is out of range, SCAFFOLD has no population, the algorithm is `local`, or the
+    /// combination does not go with it.
     pub fn new(config: AggregatorConfig) -> Result<Self, AggregateError> {
-        let AggregatorConfig { algorithm, variant, weighting, hyperparameters, population } =
+        let AggregatorConfig { algorithm, variant, weighting, hyperparameters, population, .. } =
             config;
         hyperparameters.check()?;
+        config.combination.check(algorithm)?;
+        if config.combination.combine == Combine::Stack {
+            return Err(AggregateError::StackGrows);
+        }
         if algorithm == Algorithm::Scaffold && population.is_none_or(|all| all == 0) {
             return Err(AggregateError::NoPopulation);
         }
@@ -224,11 +288,12 @@ impl Aggregator {
     /// Opens a round on `state`.
     ///
     /// # Errors
-    /// When the state is another algorithm's or variant's.
+    /// When the state is another algorithm's or variant's, or products are combined and the global
+    /// adapter has other tensors than factors.
     pub fn begin(&self, state: &ServerState) -> Result<Round, AggregateError> {
         self.check_state(state)?;
         let with_control = self.config.algorithm == Algorithm::Scaffold;
-        Ok(Round::new(state.layout.clone(), self.weighting, with_control))
+        Round::new(state, self.weighting, with_control, self.config.combination)
     }
 
     /// Closes a round: the state after it, and what it did. `state` stays usable where the round
@@ -246,26 +311,44 @@ impl Aggregator {
         if round.layout() != &*state.layout {
             return Err(AggregateError::OtherRound);
         }
-        let (clients, samples) = (round.clients(), round.samples());
+        let round = round.close()?;
+        let ClosedRound { mean, products, clients, samples } = round;
         if let Some(population) = self.config.population.filter(|&all| clients > all) {
             return Err(AggregateError::PopulationExceeded { clients, population });
         }
-        let mean = round.into_mean()?;
         let mut next = state.clone();
-        self.rule.apply(&mut next, &mean);
+        let Combination { combine, measure, .. } = self.config.combination;
+        let mut product = None;
+        match (&products, combine) {
+            (Some(sums), Combine::Product) => {
+                let before = state.product.as_deref();
+                let (x, adapter, report) = next_product(before, &state.global(), sums)?;
+                next.global = flatten(&adapter);
+                next.product = Some(x);
+                product = Some(report);
+            }
+            _ => self.rule.apply(&mut next, &mean),
+        }
         next.round += 1;
         let fits = |v: f64| (v as f32).is_finite();
         let global_fits = next.global.iter().all(|&v| fits(v));
         if !global_fits || next.vectors().any(|(_, values)| values.iter().any(|v| !v.is_finite())) {
             return Err(AggregateError::Overflow);
         }
+        if let (Some(sums), None, true) = (&products, product, measure) {
+            product = Some(sums.report(&next.global()));
+        }
         let summary = RoundSummary {
             round: state.round,
             clients,
             samples,
-            mean_change_norm: distance(&mean.weights, &state.global),
+            mean_change_norm: match (combine, &product) {
+                (Combine::Product, Some(report)) => report.change,
+                _ => distance(&mean.weights, &state.global),
+            },
             step_norm: distance(&next.global, &state.global),
             global_norm: next.global.iter().map(|v| v * v).sum::<f64>().sqrt(),
+            product,
         };
         Ok((next, summary))
     }

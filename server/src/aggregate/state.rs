@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use fleetune_core::adapter::{Layout, Parameter, ParameterSet};
 
-use super::{Algorithm, Variant};
+use super::combine::{Factored, at_rank, hand_out, modules, rank_of};
+use super::{AggregateError, Algorithm, Variant};
 
 /// The global weights and what an algorithm remembers, in f64, all of one layout.
 ///
@@ -25,6 +26,9 @@ pub struct ServerState {
     pub(super) second_moment: Option<Vec<f64>>,
     /// SCAFFOLD's server control variate c.
     pub(super) control: Option<Vec<f64>>,
+    /// Where products are combined: those of all modules, in order of their names, with what does
+    /// not fit into the global weights.
+    pub(super) product: Option<Vec<Factored>>,
 }
 
 impl ServerState {
@@ -46,6 +50,7 @@ impl ServerState {
             momentum: filled(0.0, memory.momentum),
             second_moment: filled(tau * tau, memory.second_moment),
             control: filled(0.0, memory.control),
+            product: None,
             layout,
         }
     }
@@ -70,6 +75,23 @@ impl ServerState {
         self.parameters(&self.global)
     }
 
+    /// What devices of rank `rank` receive: the best adapter of that rank where products are
+    /// combined, else the first rows of every A and columns of every B.
+    ///
+    /// # Errors
+    /// When the global adapter has other tensors than factors, or a decomposition fails.
+    pub fn handed_out(&self, rank: usize) -> Result<ParameterSet, AggregateError> {
+        let global = self.global();
+        if rank_of(&global) == Some(rank) {
+            return Ok(global);
+        }
+        let like = at_rank(&global, rank);
+        match &self.product {
+            Some(product) => hand_out(product, &like, &modules(&self.layout)?),
+            None => Ok(like),
+        }
+    }
+
     /// SCAFFOLD's server control variate c, rounded to f32; `None` for other algorithms.
     pub fn control(&self) -> Option<ParameterSet> {
         self.control.as_ref().map(|control| self.parameters(control))
@@ -77,11 +99,12 @@ impl ServerState {
 
     /// Whether the algorithm keeps more than the global weights.
     pub fn remembers(&self) -> bool {
-        self.vectors().count() > 1
+        self.vectors().count() > 1 || self.product.is_some()
     }
 
     /// Continues from other global weights: moments, control variate and round stay. Where the
-    /// weights are those of [`ServerState::global`] the f64 ones behind them are kept.
+    /// weights are those of [`ServerState::global`] the f64 ones behind them are kept, and so is what
+    /// products have beyond them.
     ///
     /// Returns whether the weights were others.
     ///
@@ -97,6 +120,7 @@ impl ServerState {
         let others = !self.global.iter().zip(&given).all(rounded);
         if others {
             self.global = given;
+            self.product = None;
         }
         Ok(others)
     }

@@ -8,13 +8,18 @@ use safetensors::{SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use fleetune_core::adapter::{Layout, Parameter, ParameterSet};
+use nalgebra::DMatrix;
 
+use super::combine::{Factored, Module, modules};
 use super::state::Memory;
 use super::{Algorithm, ServerState, Variant};
 
 /// Key of the header in the file's metadata.
 const HEADER_KEY: &str = "fleetune.server_state";
 const VERSION: u32 = 1;
+
+/// What the names of the products' factors begin with.
+const PRODUCT_GROUP: &str = "product";
 
 /// One metadata entry holds the whole header: several would be written in random order, and equal
 /// states must give equal bytes.
@@ -74,6 +79,16 @@ impl ServerState {
                 start = end;
             }
         }
+        for (module, Factored { b, a }) in self.modules().iter().zip(self.product.iter().flatten())
+        {
+            for (factor, matrix) in [("a", a), ("b", b)] {
+                // nalgebra keeps columns together, files rows.
+                let rows = matrix.transpose();
+                let bytes: Vec<u8> = rows.iter().flat_map(|v| v.to_le_bytes()).collect();
+                let name = format!("{PRODUCT_GROUP}_{factor}/{}", module.name);
+                tensors.push((name, vec![matrix.nrows(), matrix.ncols()], bytes));
+            }
+        }
         let views = tensors
             .iter()
             .map(|(name, shape, bytes)| {
@@ -105,6 +120,8 @@ impl ServerState {
         let momentum = group("m", memory.momentum)?;
         let second_moment = group("v", memory.second_moment)?;
         let control = group("c", memory.control)?;
+        let product = read_product(&file, &layout)?;
+        read += product.iter().flatten().count() * 2;
         if read != file.len() {
             let name = format!("beside the {read} that {} has", header.algorithm);
             return Err(StateFileError::Tensor { name, problem: "is unexpected" });
@@ -115,7 +132,22 @@ impl ServerState {
         }
         let Header { algorithm, variant, round, .. } = header;
         let layout = Arc::new(layout);
-        Ok(Self { algorithm, variant, round, layout, global, momentum, second_moment, control })
+        Ok(Self {
+            algorithm,
+            variant,
+            round,
+            layout,
+            global,
+            momentum,
+            second_moment,
+            control,
+            product,
+        })
+    }
+
+    /// The adapted modules; none where the layout has other tensors, whose products nobody combines.
+    fn modules(&self) -> Vec<Module> {
+        modules(&self.layout).unwrap_or_default()
     }
 }
 
@@ -168,4 +200,43 @@ fn read_group(
         return Err(StateFileError::Tensor { name, problem: "holds values that are not finite" });
     }
     Ok(values)
+}
+
+/// The products, where the file holds any: then those of all modules.
+fn read_product(
+    file: &SafeTensors<'_>,
+    layout: &Layout,
+) -> Result<Option<Vec<Factored>>, StateFileError> {
+    if !file.names().iter().any(|name| name.starts_with(PRODUCT_GROUP)) {
+        return Ok(None);
+    }
+    let modules = modules(layout).map_err(|_| StateFileError::Tensor {
+        name: PRODUCT_GROUP.into(),
+        problem: "is there, but the global weights are no pairs of factors",
+    })?;
+    let read = |factor: &str, module: &Module| {
+        let name = format!("{PRODUCT_GROUP}_{factor}/{}", module.name);
+        let wrong = |problem| StateFileError::Tensor { name: name.clone(), problem };
+        let view = file.tensor(&name).map_err(|_| wrong("is missing"))?;
+        let &[rows, columns] = view.shape() else { return Err(wrong("is no matrix")) };
+        if view.dtype() != Dtype::F64 {
+            return Err(wrong("is not in f64"));
+        }
+        let values = view.data().as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes));
+        let matrix = DMatrix::from_row_iterator(rows, columns, values);
+        match matrix.iter().all(|v| v.is_finite()) {
+            true => Ok(matrix),
+            false => Err(wrong("holds values that are not finite")),
+        }
+    };
+    let factored = |module: &Module| {
+        let (a, b) = (read("a", module)?, read("b", module)?);
+        let fits = a.ncols() == module.columns && b.nrows() == module.rows;
+        if fits && a.nrows() == b.ncols() {
+            return Ok(Factored { b, a });
+        }
+        let (name, problem) = (module.name.clone(), "has products of another size");
+        Err(StateFileError::Tensor { name, problem })
+    };
+    modules.iter().map(factored).collect::<Result<_, _>>().map(Some)
 }

@@ -10,15 +10,18 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use fleetune_core::adapter::{CONFIG_FILE, ParameterSet, read_parameters, write_folder};
+use fleetune_core::adapter::{
+    CONFIG_FILE, ParameterSet, TrainedFactors, read_parameters, write_folder,
+};
 use fleetune_core::files::StagedFile;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{CommandError, CommandResult, Context};
+use crate::aggregate::combine::{rank_of, stack};
 use crate::aggregate::{
-    AggregateError, Aggregator, AggregatorConfig, Algorithm, Hyperparameters, Round, RoundSummary,
-    ServerState, Variant, Weighting,
+    AggregateError, Aggregator, AggregatorConfig, Algorithm, Combination, Combine, Hyperparameters,
+    ProductReport, Robust, Round, RoundSummary, ServerState, Variant, Weighting,
 };
 use crate::progress::{Progress, Unit};
 
@@ -31,7 +34,12 @@ Examples:
       --update a:120 --update b:75 --state server.safetensors --out next
   fleetune aggregate --algorithm scaffold --clients 20 --global global \\
       --update a:120 --control-delta a-delta --update b:75 --control-delta b-delta \\
-      --state server.safetensors --out next";
+      --state server.safetensors --out next
+
+  # The exact mean of the products, also of adapters of different rank; what does not fit stays in
+  # the state and is part of the next round
+  fleetune aggregate --algorithm fedavg --combine product --global global \\
+      --update small:120 --update large:75 --state server.safetensors --out next";
 
 /// Arguments of `fleetune aggregate`.
 #[derive(Debug, Args)]
@@ -47,6 +55,16 @@ pub struct AggregateArgs {
     /// optimisers of openfedllm]
     #[arg(long, value_name = "HOW")]
     weighting: Option<Weighting>,
+    /// What is averaged: factors (A and B apart), ffa (B alone), alternate (B and A in turn), product
+    /// (exact, at the global adapter's rank) or stack (exact, at the sum of all ranks)
+    #[arg(long, value_name = "HOW", default_value_t)]
+    combine: Combine,
+    /// How far-off updates are kept from mattering: none, median, trimmed:SHARE or krum:HOSTILE
+    #[arg(long, value_name = "RULE", default_value_t)]
+    robust: Robust,
+    /// Longest change of a client's products (Frobenius norm); a longer one is shortened
+    #[arg(long, value_name = "NORM")]
+    clip_norm: Option<f64>,
     /// The adapter that the clients started from
     #[arg(long, value_name = "DIR")]
     global: PathBuf,
@@ -134,6 +152,9 @@ struct Report {
     algorithm: Algorithm,
     variant: Variant,
     weighting: Weighting,
+    combine: Combine,
+    /// Rank of the result, where it has one.
+    rank: Option<usize>,
     #[serde(flatten)]
     summary: RoundSummary,
     updates: Vec<UpdateReport>,
@@ -145,8 +166,9 @@ struct Report {
 struct UpdateReport {
     update: PathBuf,
     samples: u64,
-    /// L2 norm of the client's difference to the global adapter.
-    change_norm: f64,
+    /// L2 norm of the client's difference to the global adapter, where they have the same rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    change_norm: Option<f64>,
 }
 
 /// Runs `fleetune aggregate`.
@@ -161,6 +183,9 @@ pub fn run(args: AggregateArgs, ctx: &Context) -> CommandResult {
         anyhow!("{} does not exist: --global takes a PEFT adapter folder", path.display())
     })?;
     let global = read_parameters(&args.global)?;
+    if args.combine == Combine::Stack {
+        return stack_updates(args, &global, &config, ctx);
+    }
     let state = open_state(&args, &aggregator, &global)?;
     let mut round = aggregator.begin(&state).map_err(CommandError::usage)?;
     let updates = accumulate(&args, &mut round, &global, &config)?;
@@ -174,9 +199,67 @@ pub fn run(args: AggregateArgs, ctx: &Context) -> CommandResult {
     }
     let AggregatorConfig { algorithm, variant, .. } = *aggregator.config();
     let weighting = aggregator.weighting();
-    let AggregateArgs { out, state, .. } = args;
-    let report = Report { algorithm, variant, weighting, summary, updates, out, state };
+    let rank = rank_of(&next.global());
+    let AggregateArgs { out, state, combine, .. } = args;
+    let report =
+        Report { algorithm, variant, weighting, combine, rank, summary, updates, out, state };
     ctx.result(&report, || describe(&report))?;
+    Ok(())
+}
+
+/// Writes the exact sum of the updates as one adapter of the sum of their ranks. The global adapter
+/// gives the configuration alone: its weights have no part in the result.
+fn stack_updates(
+    args: AggregateArgs,
+    global: &ParameterSet,
+    config: &[u8],
+    ctx: &Context,
+) -> CommandResult {
+    let mut stacked = Vec::with_capacity(args.updates.len());
+    let mut updates = Vec::with_capacity(args.updates.len());
+    for UpdateArg { folder, samples } in &args.updates {
+        let weights = read_update(folder, config, args.combine)?;
+        let n = match args.weighting {
+            Some(Weighting::Uniform) => 1.0,
+            _ => *samples as f64,
+        };
+        updates.push(UpdateReport { update: folder.clone(), samples: *samples, change_norm: None });
+        stacked.push((weights, n));
+    }
+    let sum = stack(&stacked)?;
+    let rank = rank_of(&sum).unwrap_or_default();
+    let mut config: Value = serde_json::from_slice(config)
+        .with_context(|| format!("the global adapter's {CONFIG_FILE} is no JSON"))?;
+    let scale = scale_of(&config)?;
+    config["r"] = rank.into();
+    config["lora_alpha"] = (scale * divisor(&config, rank)).into();
+    let config = serde_json::to_vec_pretty(&config).context("cannot write the configuration")?;
+    write_folder(&args.out, &config, &sum)?;
+    let norm = |set: &ParameterSet| set.l2_norm();
+    let summary = RoundSummary {
+        round: 0,
+        clients: updates.len(),
+        samples: updates.iter().map(|update| update.samples).sum(),
+        mean_change_norm: norm(&sum),
+        step_norm: norm(&sum),
+        global_norm: norm(global),
+        product: None,
+    };
+    let report = Report {
+        algorithm: args.algorithm,
+        variant: args.variant,
+        weighting: args.weighting.unwrap_or(Weighting::Samples),
+        combine: args.combine,
+        rank: Some(rank),
+        summary,
+        updates,
+        out: args.out,
+        state: None,
+    };
+    ctx.result(&report, || {
+        let (clients, out) = (report.summary.clients, report.out.display());
+        format!("stacked {clients} adapters into one of rank {rank}\nwrote {out}")
+    })?;
     Ok(())
 }
 
@@ -236,7 +319,24 @@ fn configure(args: &AggregateArgs) -> Result<Aggregator, CommandError> {
         weighting: args.weighting,
         hyperparameters: args.hyperparameters.over(Hyperparameters::default()),
         population: args.clients,
+        combination: Combination {
+            // The sum of all ranks is not the aggregator's work: it needs nothing but the updates.
+            combine: if args.combine == Combine::Stack { Combine::Factors } else { args.combine },
+            robust: args.robust,
+            clip_norm: args.clip_norm,
+            mixed_ranks: args.combine == Combine::Product,
+            measure: args.combine != Combine::Factors,
+        },
     };
+    if args.combine == Combine::Stack {
+        let unused =
+            args.state.is_some() || args.robust != Robust::None || args.clip_norm.is_some();
+        if unused || args.algorithm != Algorithm::FedAvg {
+            return Err(CommandError::usage(
+                "--combine stack goes with --algorithm fedavg alone, without --state, --robust and --clip-norm",
+            ));
+        }
+    }
     Aggregator::new(config).map_err(|error| match error {
         AggregateError::Hyperparameter(wrong) => {
             let flag = format!("--{}", wrong.name.replace('_', "-"));
@@ -298,20 +398,57 @@ fn accumulate(
         Progress::new("aggregating", Some(args.updates.len() as u64), Unit::Items("clients"));
     let mut reports = Vec::with_capacity(args.updates.len());
     for (i, UpdateArg { folder, samples }) in args.updates.iter().enumerate() {
-        if let Some(theirs) = read_config(folder)? {
-            check_same_adapter(config, &theirs, folder)?;
-        }
-        let weights = read_parameters(folder)?;
+        let weights = read_update(folder, config, args.combine)?;
         let delta = args.control_deltas.get(i).map(|folder| read_parameters(folder)).transpose()?;
         round
             .accumulate(&weights, *samples, delta.as_ref())
             .with_context(|| format!("cannot use {}", folder.display()))?;
-        let change_norm = weights.difference(global)?.l2_norm();
+        let change_norm = weights.difference(global).ok().map(|change| change.l2_norm());
         reports.push(UpdateReport { update: folder.clone(), samples: *samples, change_norm });
         progress.advance(1);
     }
     progress.finish();
     Ok(reports)
+}
+
+/// A client's adapter. Where products are combined, its rank may differ from the global adapter's,
+/// and so may its strength: B takes in the difference.
+fn read_update(folder: &Path, global: &[u8], combine: Combine) -> anyhow::Result<ParameterSet> {
+    let mut weights = read_parameters(folder)?;
+    let Some(theirs) = read_config(folder)? else { return Ok(weights) };
+    if !matches!(combine, Combine::Product | Combine::Stack) {
+        check_same_adapter(global, &theirs, folder, &MEANING)?;
+        return Ok(weights);
+    }
+    let meaning: Vec<&str> = MEANING
+        .into_iter()
+        .filter(|field| !["r", "lora_alpha", "use_rslora"].contains(field))
+        .collect();
+    check_same_adapter(global, &theirs, folder, &meaning)?;
+    let parse = |bytes| serde_json::from_slice::<Value>(bytes).context(CONFIG_FILE);
+    let factor = scale_of(&parse(&theirs)?)? / scale_of(&parse(global)?)?;
+    let names: Vec<String> = weights.iter().map(|entry| entry.name.clone()).collect();
+    for (name, values) in names.iter().zip(weights.values_mut()) {
+        if factor != 1.0 && TrainedFactors::B.include(name) {
+            values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+        }
+    }
+    Ok(weights)
+}
+
+/// The factor before B·A.
+fn scale_of(config: &Value) -> anyhow::Result<f64> {
+    let number = |field: &str| {
+        let found = config.get(field).and_then(Value::as_f64).filter(|&number| number > 0.0);
+        found.ok_or_else(|| anyhow!("{CONFIG_FILE}: {field} is missing or no positive number"))
+    };
+    Ok(number("lora_alpha")? / divisor(config, number("r")? as usize))
+}
+
+/// What alpha is divided by at rank `rank`.
+fn divisor(config: &Value, rank: usize) -> f64 {
+    let rslora = config.get("use_rslora").and_then(Value::as_bool) == Some(true);
+    if rslora { (rank as f64).sqrt() } else { rank as f64 }
 }
 
 fn read_config(folder: &Path) -> anyhow::Result<Option<Vec<u8>>> {
@@ -328,12 +465,17 @@ fn read_config(folder: &Path) -> anyhow::Result<Option<Vec<u8>>> {
 const MEANING: [&str; 7] =
     ["peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"];
 
-fn check_same_adapter(global: &[u8], update: &[u8], folder: &Path) -> anyhow::Result<()> {
+fn check_same_adapter(
+    global: &[u8],
+    update: &[u8],
+    folder: &Path,
+    meaning: &[&str],
+) -> anyhow::Result<()> {
     let update: Value = serde_json::from_slice(update)
         .with_context(|| format!("{} is no JSON", folder.join(CONFIG_FILE).display()))?;
     let global: Value = serde_json::from_slice(global)
         .with_context(|| format!("the global adapter's {CONFIG_FILE} is no JSON"))?;
-    for field in MEANING {
+    for &field in meaning {
         if let (Some(mine), Some(theirs)) = (global.get(field), update.get(field))
             && mine != theirs
             && mine.as_f64().is_none_or(|mine| Some(mine) != theirs.as_f64())
@@ -353,10 +495,14 @@ fn describe(report: &Report) -> String {
     let RoundSummary { round, clients, samples, mean_change_norm, step_norm, .. } = summary;
     let mut text = format!(
         "{algorithm} ({variant}, by {weighting}), round {round}: {clients} clients, {samples} samples\n\
-         averaged change {mean_change_norm:.6}, step of the global adapter {step_norm:.6} (L2 norms)\n\
-         wrote {}",
-        report.out.display()
+         averaged change {mean_change_norm:.6}, step of the global adapter {step_norm:.6} (L2 norms)",
     );
+    if let Some(ProductReport { error, change, remainder, .. }) = &summary.product {
+        text.push_str(&format!(
+            "\nproducts: {error:.6} from their exact mean, which changed by {change:.6}; {remainder:.6} kept back"
+        ));
+    }
+    text.push_str(&format!("\nwrote {}", report.out.display()));
     if let Some(state) = &report.state {
         text.push_str(&format!(" and {}", state.display()));
     }

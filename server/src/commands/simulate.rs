@@ -13,12 +13,13 @@ use fleetune_core::data::{DataSource, Dataset, Encoder, Partition, Template};
 use fleetune_core::memory::{MemoryPlan, Workload, plan};
 use fleetune_core::model::{Decoder, LoadedModel};
 use fleetune_core::train::{AnswerLearner, Learner, PreferenceLearner};
+use fleetune_core::update::Codec;
 use serde_json::json;
 
 use super::engine::{check_context, find_model as find, load_adapter};
 use super::eval::tools::{self, JUDGE_ATTEMPTS, JudgeChoice};
 use super::{CommandError, CommandResult, Context};
-use crate::aggregate::{Algorithm, Variant, Weighting};
+use crate::aggregate::{Algorithm, Combine, Robust, Variant, Weighting};
 use crate::evaluate::data::DataFolder;
 use crate::evaluate::result::shown;
 use crate::evaluate::run::Plan;
@@ -28,6 +29,7 @@ use crate::hub::{Cache, HubError};
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit, note};
 use crate::simulate::SimulateError;
+use crate::simulate::config::ranks::RankClass;
 use crate::simulate::config::{EvaluationConfig, Origin, RunConfig};
 use crate::simulate::environment::Environment;
 use crate::simulate::fleet::{Fleet, FleetError};
@@ -142,6 +144,22 @@ overrides! {
     beta2: f64 => |c, v| c.beta2 = v;
     /// Adaptivity of the server's optimiser
     tau: f64 => |c, v| c.tau = v;
+    /// What is averaged: factors (A and B apart), ffa (A frozen), alternate (in turn), or product
+    /// (exact, also over ranks)
+    combine: Combine => |c, v| c.combine = v;
+    /// How hostile updates are kept out: none, median, trimmed:SHARE or krum:HOSTILE
+    robust: Robust => |c, v| c.robust = v;
+    /// Longest change of a client's products (Frobenius norm); 0 does not clip
+    #[arg(value_name = "NORM")]
+    clip_norm: f64 => |c, v| c.clip_norm = v;
+    /// Ranks of the devices, such as 4,8,32 or 4:0.5,32:0.5 with shares; --lora-rank is the largest
+    #[arg(value_name = "RANK[:SHARE],...", value_delimiter = ',')]
+    ranks: Vec<RankClass> => |c, v| c.ranks = v;
+    /// How changes are sent: f32, f16, int8, int4, int2, or the largest alone: top-k:0.1+int4
+    codec: Codec => |c, v| c.codec = v;
+    /// How the shared adapter is handed out: in full (f32), or as differences in another codec
+    #[arg(value_name = "CODEC")]
+    codec_down: Codec => |c, v| c.codec_down = v;
     /// Rounds
     #[arg(value_name = "N")]
     rounds: u32 => |c, v| c.rounds = v;

@@ -47,6 +47,7 @@ fn run(rounds: u32, clients: u32, group_names: &[&str], floor: f64) -> History {
         let chosen: Vec<u32> = (0..4).map(|i| (round * 7 + i * 3) % clients).collect();
         for &client in &chosen {
             records.push(Record::Client(ClientRecord {
+                rank: 8,
                 rows_skipped: 0,
                 round,
                 client,
@@ -71,6 +72,7 @@ fn run(rounds: u32, clients: u32, group_names: &[&str], floor: f64) -> History {
             learning_rate: 1e-3,
             loss: Some(loss_at(round, 0.1)),
             change_norm: 0.2,
+            product: None,
             tokens: 16_000,
             bytes_up: 1_950_000,
             bytes_down: 2_040_000,

@@ -18,6 +18,9 @@ use sha2::{Digest, Sha256};
 const STATE_FILE: &str = "aggregator.safetensors";
 /// What else a run needs to continue, and the hashes of the other files.
 const PROGRESS_FILE: &str = "progress.json";
+/// The versions that devices of a rank hold: this, the rank, and the ending of the format.
+const VERSIONS_STEM: &str = "versions-rank-";
+const VERSIONS_END: &str = ".ftup";
 
 /// A run's state between two rounds.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,8 +31,17 @@ pub struct Checkpoint {
     pub elapsed_seconds: f64,
     /// The shared adapter.
     pub adapter: Adapter,
-    /// The aggregator's state, as it writes it; a client that trains alone has none.
+    /// What the server keeps beside it.
+    pub server: ServerFiles,
+}
+
+/// What the server keeps beside the shared adapter, as files; a client that trains alone has none.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ServerFiles {
+    /// The aggregator's state, as it writes it.
     pub state: Option<Vec<u8>>,
+    /// Where downloads lose something: by rank, the versions that devices hold.
+    pub versions: BTreeMap<usize, Vec<u8>>,
 }
 
 /// Why a checkpoint cannot be read or written.
@@ -111,13 +123,19 @@ impl Checkpoints {
                 return Err(CheckpointError::Damaged { path });
             }
         }
-        let path = folder.join(STATE_FILE);
-        let state = match progress.sha256.contains_key(STATE_FILE) {
-            true => Some(fs::read(&path).map_err(io_error(&path))?),
-            false => None,
-        };
+        let mut server = ServerFiles::default();
+        for name in progress.sha256.keys() {
+            let path = folder.join(name);
+            let read = || fs::read(&path).map_err(io_error(&path));
+            let rank = name.strip_prefix(VERSIONS_STEM).and_then(|n| n.strip_suffix(VERSIONS_END));
+            if name == STATE_FILE {
+                server.state = Some(read()?);
+            } else if let Some(rank) = rank.and_then(|rank| rank.parse().ok()) {
+                server.versions.insert(rank, read()?);
+            }
+        }
         let adapter = Adapter::load(&folder)?;
-        Ok(Checkpoint { round, elapsed_seconds: progress.elapsed_seconds, adapter, state })
+        Ok(Checkpoint { round, elapsed_seconds: progress.elapsed_seconds, adapter, server })
     }
 
     /// Writes a checkpoint; when this returns, the round is done for good. `base` names the model
@@ -129,15 +147,21 @@ impl Checkpoints {
         let place = self.round_folder(checkpoint.round);
         let hidden = self.folder.join(format!(".round-{:04}", checkpoint.round));
         checkpoint.adapter.save_for_base(&hidden, Some(base))?;
-        let mut names = vec![CONFIG_FILE, TENSORS_FILE];
-        if let Some(state) = &checkpoint.state {
-            let path = hidden.join(STATE_FILE);
-            write_atomically(&path, state).map_err(io_error(&path))?;
-            names.push(STATE_FILE);
+        let ServerFiles { state, versions } = &checkpoint.server;
+        let versions = versions
+            .iter()
+            .map(|(rank, bytes)| (format!("{VERSIONS_STEM}{rank}{VERSIONS_END}"), bytes));
+        let state = state.iter().map(|bytes| (STATE_FILE.to_owned(), bytes));
+        let mut names = vec![CONFIG_FILE.to_owned(), TENSORS_FILE.to_owned()];
+        for (name, bytes) in state.chain(versions) {
+            let path = hidden.join(&name);
+            write_atomically(&path, bytes).map_err(io_error(&path))?;
+            names.push(name);
         }
         let mut sha256 = BTreeMap::new();
         for name in names {
-            sha256.insert(name.to_owned(), file_hash(&hidden.join(name))?);
+            let hash = file_hash(&hidden.join(&name))?;
+            sha256.insert(name, hash);
         }
         let &Checkpoint { round, elapsed_seconds, .. } = checkpoint;
         let path = hidden.join(PROGRESS_FILE);
@@ -222,7 +246,8 @@ mod tests {
         };
         let elapsed_seconds = f64::from(round) * 1.25;
         let state = (round % 2 == 1).then(|| vec![round as u8; 5]);
-        Checkpoint { round, elapsed_seconds, adapter, state }
+        let versions = BTreeMap::from([(1, vec![round as u8; 3]), (16, Vec::new())]);
+        Checkpoint { round, elapsed_seconds, adapter, server: ServerFiles { state, versions } }
     }
 
     #[test]

@@ -11,8 +11,8 @@ use fleetune_core::model::{EngineError, TokenizerError};
 use fleetune_core::train::ReferenceError;
 
 use super::checkpoint::CheckpointError;
+use super::client_store::ClientStoreError;
 use super::config::{ConfigError, Difference};
-use super::control::ControlError;
 use super::fleet::FleetError;
 use super::journal::JournalError;
 use crate::aggregate::{AggregateError, StateFileError};
@@ -114,9 +114,9 @@ pub enum SimulateError {
         /// The checkpoint's round.
         round: u32,
     },
-    /// A client's control variate cannot be read or written.
+    /// What a client keeps cannot be read or written.
     #[error(transparent)]
-    Control(#[from] ControlError),
+    ClientStore(#[from] ClientStoreError),
     /// The metrics cannot be read or written.
     #[error(transparent)]
     Journal(#[from] JournalError),

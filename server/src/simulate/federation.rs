@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fleetune_core::adapter::{Adapter, AdapterError, ParameterSet};
-use fleetune_core::client::{ClientError, Download, RoundOutcome, RoundPlan, Task, train_round};
+use fleetune_core::client::{
+    ClientError, DeviceMemory, Download, RoundOutcome, RoundPlan, Task, train_round,
+};
 use fleetune_core::train::{AnswerLearner, Learner, PreferenceLearner};
 
-use super::checkpoint::{Checkpoint, Checkpoints};
+use super::checkpoint::{Checkpoint, Checkpoints, ServerFiles};
+use super::client_store::ClientStore;
 use super::config::RunConfig;
-use super::control::ControlStore;
 use super::environment::Environment;
 use super::error::SimulateError;
 use super::evaluation::measure;
@@ -24,7 +26,7 @@ use super::journal::{ClientRecord, EvaluationRecord, Journal, Record, RoundRecor
 use super::observer::{Event, Observer, tell};
 use super::schedule::clients_of_round;
 use super::seed::{Choice, derived};
-use super::server::Server;
+use super::server::{Server, lora_at};
 use crate::aggregate::Algorithm;
 use crate::report::text::plural;
 
@@ -78,6 +80,15 @@ pub fn run(
     Ok(())
 }
 
+/// What a client has done so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Participation {
+    /// Rounds that it has taken part in.
+    rounds: u32,
+    /// Index of the last of them.
+    last: Option<u32>,
+}
+
 /// A run in progress.
 struct Federation<'a> {
     environment: &'a Environment<'a>,
@@ -86,7 +97,9 @@ struct Federation<'a> {
     checkpoints: Checkpoints,
     journal: Journal,
     /// SCAFFOLD's clients' memory.
-    controls: Option<ControlStore>,
+    controls: Option<ClientStore>,
+    /// What uploads have left out, by client.
+    residuals: Option<ClientStore>,
     server: Server,
     /// The shared adapter; its parameters are those of `server`.
     adapter: Adapter,
@@ -94,8 +107,10 @@ struct Federation<'a> {
     done: u32,
     /// Time spent on them.
     elapsed_seconds: f64,
-    /// Rounds that each client has taken part in, of those that have.
-    participations: HashMap<u32, u32>,
+    /// What each client has done so far, of those that have taken part.
+    histories: HashMap<u32, Participation>,
+    /// The LoRA rank of each client.
+    ranks: Vec<usize>,
     /// Clients of whose skipped rows the user has been told.
     told_of: HashSet<u32>,
 }
@@ -116,7 +131,8 @@ impl<'a> Federation<'a> {
                 Adapter::new(lora, environment.device.decoder.config(), seed)?
             }
         };
-        let beginning = Checkpoint { round: 0, elapsed_seconds: 0.0, adapter, state: None };
+        let beginning =
+            Checkpoint { round: 0, elapsed_seconds: 0.0, adapter, server: ServerFiles::default() };
         Self::resume(environment, config, folder, checkpoints, journal, beginning)
     }
 
@@ -128,22 +144,22 @@ impl<'a> Federation<'a> {
         journal: Journal,
         checkpoint: Checkpoint,
     ) -> Result<Self, SimulateError> {
-        let Checkpoint { round, elapsed_seconds, adapter, state } = checkpoint;
+        let Checkpoint { round, elapsed_seconds, adapter, server } = checkpoint;
         adapter.check_against(environment.device.decoder.config())?;
         // A run may have been left between a checkpoint and the removal of older ones.
         let oldest = checkpoints.prune()?;
         let controls = match config.algorithm {
-            Algorithm::Scaffold => {
-                Some(ControlStore::open(&folder.join("clients"), oldest, round)?)
-            }
+            Algorithm::Scaffold => Some(ClientStore::open(&folder.join("clients"), oldest, round)?),
             _ => None,
         };
-        let server = Server::new(config, &adapter.parameters, state.as_deref(), round)?;
-        let mut participations = HashMap::new();
+        let server = Server::new(config, &adapter.parameters, &server, round)?;
+        let keeps_residuals = server.shares() && config.codec.needs_feedback();
+        let residuals = keeps_residuals
+            .then(|| ClientStore::open(&folder.join("residuals"), oldest, round))
+            .transpose()?;
+        let mut histories = HashMap::new();
         for past in 0..round {
-            for client in clients(config, past) {
-                *participations.entry(client).or_default() += 1;
-            }
+            take_part(&mut histories, clients(config, past), past);
         }
         Ok(Self {
             environment,
@@ -152,11 +168,13 @@ impl<'a> Federation<'a> {
             checkpoints,
             journal,
             controls,
+            residuals,
             server,
             adapter,
             done: round,
             elapsed_seconds,
-            participations,
+            histories,
+            ranks: config.client_ranks(),
             told_of: HashSet::new(),
         })
     }
@@ -184,7 +202,6 @@ impl<'a> Federation<'a> {
         let round = index + 1;
         let clients = clients(self.config, index);
         let global = self.adapter.parameters.clone();
-        let download = self.server.download(round)?;
         let learning_rate = self.learning_rate(index);
         let mut opened = self.server.begin(round)?;
         let mut record = RoundRecord {
@@ -194,6 +211,7 @@ impl<'a> Federation<'a> {
             learning_rate,
             loss: None,
             change_norm: 0.0,
+            product: None,
             tokens: 0,
             bytes_up: 0,
             bytes_down: 0,
@@ -202,8 +220,7 @@ impl<'a> Federation<'a> {
         };
         let (mut loss_sum, mut loss_terms) = (0.0, 0);
         for &client in &clients {
-            let Some((outcome, update)) =
-                self.client(round, client, learning_rate, &download, observer)?
+            let Some((outcome, update)) = self.client(round, client, learning_rate, observer)?
             else {
                 record.clients_skipped.push(client);
                 continue;
@@ -211,7 +228,8 @@ impl<'a> Federation<'a> {
             let terms = outcome.report.loss_terms();
             loss_sum += update.loss * terms as f64;
             loss_terms += terms;
-            opened.accumulate(round, &global, outcome, update.rows)?;
+            let start = self.server.shared(round, update.rank)?;
+            opened.accumulate(round, start, outcome, update.rows)?;
             record.clients.push(client);
             record.tokens += update.tokens;
             record.bytes_up += update.bytes_up;
@@ -219,7 +237,7 @@ impl<'a> Federation<'a> {
             self.journal.append(&Record::Client(update.clone()))?;
             tell(observer, Event::Updated(&update))?;
         }
-        self.server.finish(round, opened)?;
+        record.product = self.server.finish(round, opened)?;
         self.adapter.parameters = self.server.adapter();
         record.change_norm = distance(&self.adapter.parameters, &global)?;
         record.loss = (loss_terms > 0).then(|| loss_sum / loss_terms as f64);
@@ -230,9 +248,7 @@ impl<'a> Federation<'a> {
 
         self.evaluate_if_due(round, observer)?;
         self.done = round;
-        for &client in &clients {
-            *self.participations.entry(client).or_default() += 1;
-        }
+        take_part(&mut self.histories, clients, index);
         self.commit(started.elapsed().as_secs_f64(), observer)
     }
 
@@ -242,24 +258,29 @@ impl<'a> Federation<'a> {
         round: u32,
         client: u32,
         learning_rate: f64,
-        download: &Download,
         observer: &mut dyn Observer,
     ) -> Result<Option<(RoundOutcome, ClientRecord)>, SimulateError> {
         let started = Instant::now();
-        let own_control = match &self.controls {
-            Some(controls) => controls.load(client)?,
-            None => None,
+        let kept = |store: &Option<ClientStore>| match store {
+            Some(store) => store.load(client),
+            None => Ok(None),
         };
+        let (control, residual) = (kept(&self.controls)?, kept(&self.residuals)?);
+        let rank = self.ranks[client as usize];
+        let last = self.histories.get(&client).and_then(|history| history.last);
+        let (download, held) = self.server.download(round, rank, last)?;
+        let download = &download;
+        let memory = DeviceMemory { control, residual, held };
         let plan = self.plan(round, client, learning_rate);
         let outcome = match plan.task {
             Task::Sft => {
                 let learner = &mut AnswerLearner;
-                self.train(learner, client, &plan, download, own_control, observer)
+                self.train(learner, client, &plan, download, memory, observer)
             }
             Task::Dpo { loss, beta } => {
                 let reference = self.environment.references.of_client(client)?;
                 let learner = &mut PreferenceLearner { loss, beta, reference };
-                self.train(learner, client, &plan, download, own_control, observer)
+                self.train(learner, client, &plan, download, memory, observer)
             }
         };
         let drawn = match self.environment.fleet.rows_of(client) {
@@ -275,8 +296,11 @@ impl<'a> Federation<'a> {
             Err(ClientError::Stopped) => return Err(SimulateError::Stopped),
             Err(source) => return Err(SimulateError::Client { round, client, source }),
         };
-        if let (Some(controls), Some(control)) = (&self.controls, &outcome.control) {
+        if let (Some(controls), Some(control)) = (&self.controls, &outcome.memory.control) {
             controls.save(client, round, control)?;
+        }
+        if let (Some(residuals), Some(residual)) = (&self.residuals, &outcome.memory.residual) {
+            residuals.save(client, round, residual)?;
         }
         let report = outcome.report;
         let rows_skipped = drawn - report.rows;
@@ -285,6 +309,7 @@ impl<'a> Federation<'a> {
         let record = ClientRecord {
             round,
             client,
+            rank,
             rows: self.environment.fleet.rows_of(client) as u64,
             rows_skipped,
             steps: report.steps as u64,
@@ -322,12 +347,12 @@ impl<'a> Federation<'a> {
         client: u32,
         plan: &RoundPlan,
         download: &Download,
-        own_control: Option<ParameterSet>,
+        memory: DeviceMemory,
         observer: &mut dyn Observer,
     ) -> Result<RoundOutcome, ClientError> {
         let Environment { device, encoder, fleet, .. } = self.environment;
         let round = plan.round;
-        let past = self.participations.get(&client).copied().unwrap_or(0);
+        let past = self.histories.get(&client).map_or(0, |history| history.rounds);
         let rows = fleet.rows_of(client);
         let order = self.config.row_schedule().rows(client, round - 1, past, rows);
         let samples = fleet.samples::<L>(client, order, encoder);
@@ -335,7 +360,7 @@ impl<'a> Federation<'a> {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
-        train_round(device, plan, download, own_control, learner, samples, watch)
+        train_round(device, plan, download, memory, learner, samples, watch)
     }
 
     fn plan(&self, round: u32, client: u32, learning_rate: f64) -> RoundPlan {
@@ -344,12 +369,14 @@ impl<'a> Federation<'a> {
         RoundPlan {
             round,
             task: self.environment.task,
-            lora: self.adapter.config.clone(),
+            lora: lora_at(&self.adapter.config, self.ranks[client as usize]),
             steps: config.steps,
             batch_size: config.batch_size * config.grad_accum,
             learning_rate,
             weight_decay: config.weight_decay,
             max_grad_norm: (config.max_grad_norm > 0.0).then_some(config.max_grad_norm),
+            trained: self.server.trained(),
+            codec: config.codec,
             prox_mu: (config.algorithm == Algorithm::FedProx).then_some(config.prox_mu),
             seed: derived(config.seed, Choice::Training, &place),
         }
@@ -412,19 +439,29 @@ impl<'a> Federation<'a> {
             round,
             elapsed_seconds: self.elapsed_seconds,
             adapter: self.adapter.clone(),
-            state: self.server.state_bytes()?,
+            server: self.server.files(round)?,
         };
         self.checkpoints.commit(&checkpoint, self.environment.base_name)?;
         tell(observer, Event::Committed { round })?;
         let oldest = self.checkpoints.prune()?;
-        // What no checkpoint needs any more are earlier variates of those who trained in the round
-        // of the oldest one.
-        if let (Some(controls), Some(index)) = (&self.controls, oldest.checked_sub(1)) {
-            for client in clients(self.config, index) {
-                controls.prune(client, oldest)?;
+        // What no checkpoint needs any more are earlier sets of those who trained in the round of the
+        // oldest one.
+        if let Some(index) = oldest.checked_sub(1) {
+            for store in [&self.controls, &self.residuals].into_iter().flatten() {
+                for client in clients(self.config, index) {
+                    store.prune(client, oldest)?;
+                }
             }
         }
         tell(observer, Event::Pruned { round })
+    }
+}
+
+/// Notes that `clients` were drawn in the round with index `index`.
+fn take_part(histories: &mut HashMap<u32, Participation>, clients: Vec<u32>, index: u32) {
+    for client in clients {
+        let history = histories.entry(client).or_default();
+        *history = Participation { rounds: history.rounds + 1, last: Some(index) };
     }
 }
 

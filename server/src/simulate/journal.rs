@@ -13,6 +13,7 @@ use fleetune_core::files::write_atomically;
 use fleetune_core::train::PreferenceReport;
 use serde::{Deserialize, Serialize};
 
+use crate::aggregate::ProductReport;
 use crate::evaluate::result::SuiteResult;
 
 /// One line of `metrics.jsonl`. Rounds count from 1; round 0 is the state before training.
@@ -36,6 +37,9 @@ pub struct ClientRecord {
     pub round: u32,
     /// The client.
     pub client: u32,
+    /// The LoRA rank it trains.
+    #[serde(default)]
+    pub rank: usize,
     /// Rows the client holds: its weight where clients are weighted by samples.
     pub rows: u64,
     /// Rows drawn in the round that the sequence length left nothing to learn of.
@@ -83,6 +87,9 @@ pub struct RoundRecord {
     pub loss: Option<f64>,
     /// L2 norm of the shared adapter's change.
     pub change_norm: f64,
+    /// How far the shared adapter is from the exact mean of the clients' products.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub product: Option<ProductReport>,
     /// Tokens processed.
     pub tokens: u64,
     /// Encoded bytes from clients to the server.

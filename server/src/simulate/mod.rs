@@ -2,8 +2,8 @@
 //! travel no further than memory.
 
 pub mod checkpoint;
+pub mod client_store;
 pub mod config;
-pub mod control;
 pub mod environment;
 mod error;
 mod evaluation;

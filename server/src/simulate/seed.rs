@@ -21,6 +21,8 @@ pub enum Choice {
     Partition,
     /// Which rows are held out for evaluation. Place: none.
     HoldOut,
+    /// Which devices have which rank. Place: none.
+    Ranks,
 }
 
 impl Choice {
@@ -32,6 +34,7 @@ impl Choice {
             Choice::Adapter => "adapter",
             Choice::Partition => "partition",
             Choice::HoldOut => "hold-out",
+            Choice::Ranks => "ranks",
         }
     }
 }

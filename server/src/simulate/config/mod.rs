@@ -6,6 +6,7 @@
 
 mod by_name;
 mod origin;
+pub mod ranks;
 #[cfg(test)]
 mod tests;
 
@@ -16,12 +17,16 @@ use std::path::{Path, PathBuf};
 use fleetune_core::adapter::{LoraConfig, LoraConfigError, Target};
 use fleetune_core::client;
 use fleetune_core::data::{FieldMap, FieldMapError, Partition, Template};
+use fleetune_core::update::Codec;
 use serde::{Deserialize, Serialize};
 
 use self::origin::parse_error;
 pub use self::origin::{ConfigError, Origin};
+use self::ranks::RankClass;
 use super::schedule::{LearningRateSchedule, RowSchedule, Sampling};
-use crate::aggregate::{Algorithm, Hyperparameters, Variant, Weighting};
+use crate::aggregate::{
+    AggregateError, Algorithm, Combination, Combine, Hyperparameters, Robust, Variant, Weighting,
+};
 use crate::evaluate::suites;
 use crate::training::{ComputePrecision, LossName, Task};
 
@@ -82,6 +87,19 @@ pub struct RunConfig {
     pub beta2: f64,
     /// Adaptivity of the server's optimiser.
     pub tau: f64,
+    /// What is averaged: A and B apart, or their products.
+    pub combine: Combine,
+    /// How far-off updates are kept from mattering.
+    pub robust: Robust,
+    /// Longest change of a client's products (Frobenius norm); 0 does not clip.
+    pub clip_norm: f64,
+    /// Classes of devices by rank; all have `lora_rank` where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<RankClass>,
+    /// How clients send their changes.
+    pub codec: Codec,
+    /// How the server hands out the shared adapter: in full (f32), or as differences.
+    pub codec_down: Codec,
 
     /// Rounds.
     pub rounds: u32,
@@ -202,6 +220,12 @@ impl Default for RunConfig {
             beta1,
             beta2,
             tau,
+            combine: Combine::Factors,
+            robust: Robust::None,
+            clip_norm: 0.0,
+            ranks: Vec::new(),
+            codec: Codec::F16,
+            codec_down: Codec::F32,
             rounds: 20,
             steps: 10,
             batch_size: 8,
@@ -312,6 +336,33 @@ impl RunConfig {
         Hyperparameters { prox_mu, server_lr, beta1, beta2, tau }
     }
 
+    /// How updates become one.
+    pub fn combination(&self) -> Combination {
+        Combination {
+            combine: self.combine,
+            robust: self.robust,
+            clip_norm: (self.clip_norm != 0.0).then_some(self.clip_norm),
+            mixed_ranks: !self.ranks.is_empty(),
+            measure: true,
+        }
+    }
+
+    /// The ranks that devices have, each once.
+    pub fn device_ranks(&self) -> Vec<usize> {
+        if self.ranks.is_empty() {
+            return vec![self.lora_rank];
+        }
+        self.ranks.iter().map(|class| class.rank).collect()
+    }
+
+    /// The rank of each client. One that trains alone has the largest, whatever its class.
+    pub fn client_ranks(&self) -> Vec<usize> {
+        if self.ranks.is_empty() || matches!(self.algorithm, Algorithm::Local { .. }) {
+            return vec![self.lora_rank; self.clients as usize];
+        }
+        ranks::deal(&self.ranks, self.clients, self.seed)
+    }
+
     /// The clients' row schedule.
     pub fn row_schedule(&self) -> RowSchedule {
         let rows_per_round = self.steps * self.batch_size * self.grad_accum;
@@ -407,7 +458,38 @@ impl RunConfig {
             let problem = "the endpoint needs a judge_model (--judge-model)";
             return Some(("judge_url", problem.into()));
         }
-        self.algorithm_problem()
+        if let Some(problem) = ranks::problem(&self.ranks, self.lora_rank) {
+            return Some(("ranks", problem));
+        }
+        self.algorithm_problem().or_else(|| self.combination_problem())
+    }
+
+    fn combination_problem(&self) -> Option<(&'static str, String)> {
+        if self.combine == Combine::Stack {
+            return Some(("combine", AggregateError::StackGrows.to_string()));
+        }
+        let (robust, needed) = (self.robust, self.robust.min_clients());
+        if needed > self.sample.min(self.clients) as usize {
+            let problem = format!("{robust} needs {needed} clients in a round: raise sample");
+            return Some(("robust", problem));
+        }
+        for &algorithm in self.algorithms() {
+            if algorithm == Algorithm::Scaffold && !self.ranks.is_empty() {
+                let problem = "scaffold's control variates have one rank: leave ranks out";
+                return Some(("ranks", problem.into()));
+            }
+            if let Algorithm::Local { .. } = algorithm {
+                continue;
+            }
+            match self.combination().check(algorithm) {
+                Err(error @ AggregateError::ClipNorm(_)) => {
+                    return Some(("clip_norm", error.to_string()));
+                }
+                Err(error) => return Some(("combine", error.to_string())),
+                Ok(()) => {}
+            }
+        }
+        None
     }
 
     fn algorithm_problem(&self) -> Option<(&'static str, String)> {

@@ -25,6 +25,10 @@ fn the_defaults_are_valid_and_a_complete_file_reads_back() {
         data_dir: Some("some/folder".into()),
         out: Some("runs/x".into()),
         lr: 1.0 / 3.0,
+        ranks: vec!["4".parse().unwrap(), "8:0.25".parse().unwrap()],
+        codec: "top-k:0.1+int4".parse().unwrap(),
+        combine: Combine::Product,
+        robust: Robust::Krum { hostile: 1 },
         evaluation: EvaluationConfig {
             suites: vec!["finance".into()],
             judge_model: Some("judge".into()),
@@ -60,6 +64,15 @@ fn errors_name_file_line_and_key() {
         ("seed = 1\n[evaluation]\nsuites = [\"glue\"]", "line 3: suites: there is no suite"),
         ("fields = \"a\"", "line 1: fields: \"a\" in the field mapping"),
         ("sample = 9\nclients = 4", "line 1: sample: 9 a round are more than the 4 clients"),
+        (
+            "combine = \"product\"\nalgorithm = \"fedadam\"",
+            "line 1: combine: combination product does",
+        ),
+        ("combine = \"stack\"", "line 1: combine: stack adds up"),
+        ("robust = \"krum:1\"", "line 1: robust: krum:1 needs 5 clients"),
+        ("clip_norm = -1.0", "line 1: clip_norm: clip_norm -1"),
+        ("ranks = [4, 16]", "line 1: ranks: the largest is 16"),
+        ("codec = \"int3\"", "line 1 (`codec = \"int3\"`): unknown codec"),
         ("steps = 4294967296\nbatch_size = 4294967296", "line 1: steps: steps × batch_size"),
     ];
     for (text, expected) in cases {
