@@ -94,7 +94,7 @@ mod template_name {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::{LoraConfig, Target};
+    use crate::adapter::{LoraConfig, Target, TrainedFactors};
     use crate::client::Task;
     use crate::train::PreferenceLoss;
 
@@ -110,6 +110,8 @@ mod tests {
                 weight_decay: 0.0,
                 max_grad_norm: Some(1.0),
                 prox_mu: None,
+                trained: TrainedFactors::B,
+                codec: "top-k:0.1+int4".parse().unwrap(),
                 seed: u64::MAX,
             },
             template: Template::Vicuna,
