@@ -1,7 +1,7 @@
 //! Values in eight, four or two bits, with one scale for each block of a tensor.
 //!
-//! With c half the number of steps, a value v in a block of scale s becomes the code `round(v · c / s)
-//! + c` and is read as `(code - c) · s / c`. The scale is the block's largest magnitude, rounded up
+//! With c half the number of steps, a value v in a block of scale s becomes the code
+//! `c + round(v · c / s)` and is read as `(code - c) · s / c`. The scale is the block's largest magnitude, rounded up
 //! to a bf16, so that no value is clipped and the error of a value is at most one step, s / c.
 
 use half::bf16;

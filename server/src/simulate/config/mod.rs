@@ -343,7 +343,11 @@ impl RunConfig {
             robust: self.robust,
             clip_norm: (self.clip_norm != 0.0).then_some(self.clip_norm),
             mixed_ranks: !self.ranks.is_empty(),
-            measure: true,
+            // Server optimisers with steps of their own do not aim at the mean.
+            measure: matches!(
+                self.algorithm,
+                Algorithm::FedAvg | Algorithm::FedProx | Algorithm::Scaffold
+            ),
         }
     }
 
