@@ -6,16 +6,17 @@ use std::path::Path;
 
 use candle_core::Device;
 
+use super::device_memory::DeviceMemory;
 use super::round::{ClientError, RoundOutcome, Task, TrainingDevice, train_round};
 use super::trainer::{LocalTrainer, TrainerError, Work};
-use crate::adapter::{Adapter, LoraConfig, ParameterSet};
+use crate::adapter::{Adapter, LoraConfig};
 use crate::data::{Dataset, Encoder, RowOrder};
 use crate::kernels::Precision;
 use crate::memory::{MemoryPlan, Workload, plan};
 use crate::model::{CancelToken, Decoder, LoadedModel};
 use crate::protocol::{BlobId, Capabilities, Conditions};
 use crate::train::{AnswerLearner, Learner, PreferenceLearner, Reference, StepReport};
-use crate::update::{Codec, decode};
+use crate::update::Codec;
 
 /// Highest rank that the engine trains.
 const MAX_RANK: u32 = 256;
@@ -76,16 +77,13 @@ impl EngineTrainer {
         Ok(id)
     }
 
-    /// `own_control` as the adapter's shape in this round reads it. One of another shape is from an
-    /// earlier configuration of the federation and counts for nothing.
-    fn own_control(
-        work: &Work<'_>,
-        model: &OpenModel,
-    ) -> Result<Option<ParameterSet>, TrainerError> {
-        let Some(bytes) = work.own_control else { return Ok(None) };
+    /// What the device kept, as the adapter's shape in this round reads it. What is of another shape
+    /// is from an earlier configuration of the federation and counts for nothing.
+    fn kept(work: &Work<'_>, model: &OpenModel) -> Result<DeviceMemory, TrainerError> {
+        let Some(bytes) = work.memory else { return Ok(DeviceMemory::default()) };
         let lora = work.instructions.plan.lora.clone();
         let layout = Adapter::new(lora, &model.files.config, 0).map_err(TrainerError::round)?;
-        Ok(decode(bytes, &layout.parameters).ok())
+        Ok(DeviceMemory::from_bytes(bytes, &layout.parameters).unwrap_or_default())
     }
 
     fn learn<L: Learner>(
@@ -110,8 +108,8 @@ impl EngineTrainer {
         let memory = self.memory::<L>(model, &plan.lora, seq_len, plan.batch_size)?;
         let cancel = self.settings.cancel.clone();
         let device = TrainingDevice { decoder: &model.decoder, memory, cancel };
-        let own = Self::own_control(work, model)?;
-        let outcome = train_round(&device, plan, work.download, own, learner, samples, watch);
+        let kept = Self::kept(work, model)?;
+        let outcome = train_round(&device, plan, work.download, kept, learner, samples, watch);
         outcome.map_err(|error| match error {
             ClientError::Stopped => TrainerError::Stopped,
             ClientError::Data(_) | ClientError::NothingToLearn => TrainerError::device(error),
@@ -149,7 +147,7 @@ impl LocalTrainer for EngineTrainer {
             models: self.model.iter().map(|model| model.id.0).collect(),
             memory_bytes: self.settings.memory_bytes,
             max_rank: MAX_RANK,
-            codecs: vec![Codec::F16.id()],
+            codecs: Codec::known_ids().collect(),
             // Below 64.
             rows_log2: self.dataset.len().max(1).ilog2() as u8,
             conditions: (self.conditions)(),

@@ -7,8 +7,8 @@
 //! | `identity.json` | name, certificates, addresses |
 //! | `blobs/` | what was fetched, by hash; `.part` while it comes |
 //! | `models/` | base models that were fetched, by hash |
-//! | `outbox/` | the update whose fate is not known: `update.ftul`, `control.ftup` (SCAFFOLD), `offer.json` |
-//! | `control/` | SCAFFOLD: the device's own control variate of each federation |
+//! | `outbox/` | the update whose fate is not known: `update.ftul`, `memory.ftdm`, `offer.json` |
+//! | `memory/` | what the device keeps of each federation between rounds: SCAFFOLD's control variate, what lossy codecs left out |
 //!
 //! `offer.json` is written last and removed last: with it, the update is there wholly; without it,
 //! there is none.
@@ -58,7 +58,7 @@ impl DeviceFolder {
     /// # Errors
     /// When it cannot be made, or another process has it.
     pub fn open(path: &Path) -> Result<Self, FolderError> {
-        for part in ["", "blobs", "models", "outbox", "control"] {
+        for part in ["", "blobs", "models", "outbox", "memory"] {
             let part = path.join(part);
             fs::create_dir_all(&part).map_err(file_error(&part))?;
         }
@@ -138,7 +138,7 @@ impl DeviceFolder {
     }
 
     /// Keeps a trained update until its fate is known. From here on a crash loses nothing of it.
-    /// `control` is the device's control variate to have once the update counts.
+    /// `memory` is what the device is to have kept once the update counts.
     ///
     /// # Errors
     /// When the disk does not take it.
@@ -146,13 +146,13 @@ impl DeviceFolder {
         &self,
         offer: &UploadOffer,
         update: &[u8],
-        control: Option<&[u8]>,
+        memory: Option<&[u8]>,
     ) -> Result<(), FolderError> {
         let offer = serde_json::to_vec(offer).map_err(io::Error::from);
         let offer = offer.map_err(file_error(&self.outbox("offer.json")))?;
-        let stale = self.outbox("control.ftup");
+        let stale = self.outbox("memory.ftdm");
         remove(&stale)?;
-        let files = [("update.ftul", Some(update)), ("control.ftup", control)];
+        let files = [("update.ftul", Some(update)), ("memory.ftdm", memory)];
         for (name, bytes) in files.into_iter().chain([("offer.json", Some(&offer[..]))]) {
             let path = self.outbox(name);
             bytes
@@ -196,12 +196,12 @@ impl DeviceFolder {
         Ok(chunk)
     }
 
-    /// The kept update counts: its control variate becomes the device's, and the update can go.
+    /// The kept update counts: its memory becomes the device's, and the update can go.
     ///
     /// # Errors
     /// When the disk fails; the same again is right then.
     pub(super) fn settle_update(&self, federation: &str) -> Result<(), FolderError> {
-        let (from, to) = (self.outbox("control.ftup"), self.control_path(federation));
+        let (from, to) = (self.outbox("memory.ftdm"), self.memory_path(federation));
         if from.exists() {
             fs::rename(&from, &to).map_err(file_error(&to))?;
         }
@@ -213,17 +213,17 @@ impl DeviceFolder {
     /// # Errors
     /// When the disk fails.
     pub(super) fn drop_update(&self) -> Result<(), FolderError> {
-        ["control.ftup", "update.ftul", "offer.json"]
+        ["memory.ftdm", "update.ftul", "offer.json"]
             .into_iter()
             .try_for_each(|name| remove(&self.outbox(name)))
     }
 
-    /// The device's control variate in a federation, encoded; `None` before its first round.
+    /// What the device kept of a federation's earlier rounds, encoded; `None` where that is nothing.
     ///
     /// # Errors
     /// When the disk fails.
-    pub(super) fn control(&self, federation: &str) -> Result<Option<Vec<u8>>, FolderError> {
-        let path = self.control_path(federation);
+    pub(super) fn memory(&self, federation: &str) -> Result<Option<Vec<u8>>, FolderError> {
+        let path = self.memory_path(federation);
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             bytes => bytes.map(Some).map_err(file_error(&path)),
@@ -231,9 +231,9 @@ impl DeviceFolder {
     }
 
     /// A federation's name may be no file name; its hash is.
-    fn control_path(&self, federation: &str) -> PathBuf {
-        let name = format!("{}.ftup", BlobId::of(federation.as_bytes()));
-        self.path.join("control").join(name)
+    fn memory_path(&self, federation: &str) -> PathBuf {
+        let name = format!("{}.ftdm", BlobId::of(federation.as_bytes()));
+        self.path.join("memory").join(name)
     }
 }
 
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_stays_until_it_is_settled_and_then_moves_the_control_variate() {
+    fn an_update_stays_until_it_is_settled_and_then_its_memory_counts() {
         let folder = tempfile::tempdir().unwrap();
         let device = DeviceFolder::open(folder.path()).unwrap();
         let update = vec![7; CHUNK_LEN as usize + 1];
@@ -285,24 +285,24 @@ mod tests {
         let device = DeviceFolder::open(folder.path()).unwrap();
         assert_eq!(device.pending_update().unwrap(), Some(offer(&update)));
         assert_eq!(device.read_update_chunk(1).unwrap(), [7]);
-        assert_eq!(device.control("a/b").unwrap(), None);
+        assert_eq!(device.memory("a/b").unwrap(), None);
         device.settle_update("a/b").unwrap();
         assert_eq!(device.pending_update().unwrap(), None);
-        assert_eq!(device.control("a/b").unwrap().unwrap(), b"new");
+        assert_eq!(device.memory("a/b").unwrap().unwrap(), b"new");
         // As after a crash between the two: the second time changes nothing.
         device.settle_update("a/b").unwrap();
-        assert_eq!(device.control("a/b").unwrap().unwrap(), b"new");
+        assert_eq!(device.memory("a/b").unwrap().unwrap(), b"new");
     }
 
     #[test]
-    fn an_update_that_is_dropped_or_damaged_leaves_the_control_variate() {
+    fn an_update_that_is_dropped_or_damaged_leaves_the_memory() {
         let folder = tempfile::tempdir().unwrap();
         let device = DeviceFolder::open(folder.path()).unwrap();
         device.keep_update(&offer(b"update"), b"update", Some(b"new")).unwrap();
         fs::write(device.outbox("update.ftul"), b"updaze").unwrap();
         assert_eq!(device.pending_update().unwrap(), None);
         device.settle_update("a/b").unwrap();
-        assert_eq!(device.control("a/b").unwrap(), None);
+        assert_eq!(device.memory("a/b").unwrap(), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! are files.
 
 mod blob_file;
+mod device_memory;
 mod engine_trainer;
 mod folder;
 mod identity;
@@ -20,6 +21,7 @@ mod round;
 mod tls;
 mod trainer;
 
+pub use device_memory::DeviceMemory;
 pub use engine_trainer::{ConditionsNow, EngineSettings, EngineTrainer};
 pub use folder::{DeviceFolder, FolderError};
 pub use identity::{FileKeyStore, Identity, IdentityError, KeyStore};
@@ -28,8 +30,7 @@ pub use link::{Link, LinkError};
 pub use messages::{Download, MessageError, Upload};
 pub use participant::{Observer, Participant, ParticipantError, Progress};
 pub use round::{
-    ClientError, DeviceMemory, RoundOutcome, RoundPlan, Task, TrainingDevice, TrainingReport,
-    train_round,
+    ClientError, RoundOutcome, RoundPlan, Task, TrainingDevice, TrainingReport, train_round,
 };
 pub use tls::TlsError;
 pub use trainer::{LocalTrainer, TrainerError, Work};

@@ -29,7 +29,7 @@ use crate::protocol::{
     RoundAssignment, Session, UploadKey, UploadOffer, hash,
 };
 use crate::train::StepReport;
-use crate::update::{Codec, Header, encode};
+use crate::update::Header;
 
 /// Largest adapter or control variate, which is read into memory.
 const MAX_ADAPTER: u64 = 1 << 30;
@@ -448,9 +448,9 @@ impl Participant {
         let Some(download) = self.download(assignment)? else {
             return self.give_up("what was fetched is damaged on this device's disk", observer);
         };
-        let own_control = self.folder.control(&assignment.federation)?;
-        let own_control = own_control.as_deref();
-        let work = Work { instructions: &instructions, download: &download, own_control };
+        let memory = self.folder.memory(&assignment.federation)?;
+        let memory = memory.as_deref();
+        let work = Work { instructions: &instructions, download: &download, memory };
         let mut watch = |step: &StepReport| observer(Progress::Step(step));
         let outcome = match trainer.train(&work, &mut watch) {
             Ok(outcome) => outcome,
@@ -486,22 +486,21 @@ impl Participant {
         assignment: &RoundAssignment,
         outcome: RoundOutcome,
     ) -> Result<UploadOffer, ParticipantError> {
-        let RoundOutcome { upload, report, control, .. } = outcome;
+        let RoundOutcome { upload, report, memory, .. } = outcome;
         let bytes = upload.to_bytes().map_err(unwritable)?;
         let header = Header::read(&upload.adapter).map_err(unwritable)?;
-        let control = control.map(|control| encode(&control, Codec::F32)).transpose();
+        let memory = memory.to_bytes().map_err(unwritable)?;
         let manifest = Manifest::of(&bytes);
         let RoundAssignment { federation, round, attempt, .. } = assignment.clone();
         let offer = UploadOffer {
             key: UploadKey { federation, round, attempt, blob: manifest.blob().id },
             size: manifest.blob().size,
             chunks: manifest.chunks().to_vec(),
-            codec: header.codec.id(),
+            codec: header.codec_id,
             rows: report.rows,
             report: serde_json::to_string(&report).map_err(unwritable)?,
         };
-        let control = control.map_err(unwritable)?;
-        self.folder.keep_update(&offer, &bytes, control.as_deref())?;
+        self.folder.keep_update(&offer, &bytes, memory.as_deref())?;
         Ok(offer)
     }
 

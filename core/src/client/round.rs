@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
+use super::device_memory::DeviceMemory;
 use super::messages::{Download, MessageError, Upload};
 use crate::adapter::{Adapter, LoraConfig, ParameterSet, TrainedFactors};
 use crate::memory::MemoryPlan;
@@ -69,19 +70,6 @@ pub struct RoundPlan {
     pub codec: Codec,
     /// Seed of dropout and of stochastic rounding.
     pub seed: u64,
-}
-
-/// What a client keeps between the rounds that it takes part in. All of it may be missing: a fresh
-/// device has none.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct DeviceMemory {
-    /// SCAFFOLD: the client's control variate; none stands for zero.
-    pub control: Option<ParameterSet>,
-    /// Error feedback: what uploads have left out so far.
-    pub residual: Option<ParameterSet>,
-    /// The version of the shared adapter that the client received last, where downloads may be
-    /// differences to it.
-    pub held: Option<ParameterSet>,
 }
 
 /// What training did, in numbers.

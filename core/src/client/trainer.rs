@@ -17,9 +17,9 @@ pub struct Work<'a> {
     pub instructions: &'a Instructions,
     /// The shared adapter, and for SCAFFOLD the server's control variate.
     pub download: &'a Download,
-    /// SCAFFOLD: the device's own control variate as it kept it, in f32
-    /// ([`crate::update::encode`]); `None` before its first round.
-    pub own_control: Option<&'a [u8]>,
+    /// What the device kept of earlier rounds ([`super::DeviceMemory::to_bytes`]); `None` where there
+    /// is nothing.
+    pub memory: Option<&'a [u8]>,
 }
 
 /// Why a round was not trained.

@@ -320,7 +320,7 @@ impl Decoder {
         let state = self.forward(batch, options)?;
         let eps = self.config.rms_norm_eps;
         let normed = self.ops.rms_norm(&state.last, &self.final_norm, eps)?;
-        Ok(self.head_logits(&normed)?)
+        self.head_logits(&normed)
     }
 
     /// Runs tokens that follow what `cache` holds and appends them to it; yields the logits after

@@ -24,7 +24,7 @@ mod versions;
 pub use codec::{Codec, CodecError, ValueFormat};
 pub use header::{BaseId, Header};
 pub use quantize::Rounding;
-pub use versions::{Versions, receive};
+pub use versions::{Versions, receive, split_messages};
 
 use sha2::{Digest, Sha256};
 

@@ -136,7 +136,7 @@ impl Versions {
             .split_first_chunk()
             .ok_or(UpdateError::Truncated { needed: 8, found: bytes.len() as u64 })?;
         let first = u64::from_le_bytes(*number);
-        let mut messages = split(messages)?.into_iter();
+        let mut messages = split_messages(messages)?.into_iter();
         let oldest = decode(messages.next().unwrap_or_default(), layout)?;
         let mut newest = oldest.clone();
         let mut steps = VecDeque::new();
@@ -163,7 +163,7 @@ pub fn receive(
     held: Option<&ParameterSet>,
 ) -> Result<ParameterSet, UpdateError> {
     let mut adapter = held.cloned();
-    for message in split(bytes)? {
+    for message in split_messages(bytes)? {
         let base = Header::read(message)?.base;
         if base == BaseId::NONE {
             adapter = Some(decode(message, layout)?);
@@ -179,7 +179,10 @@ pub fn receive(
 }
 
 /// The messages that lie end to end in `bytes`; one at least, and not more than a device follows.
-fn split(mut bytes: &[u8]) -> Result<Vec<&[u8]>, UpdateError> {
+///
+/// # Errors
+/// When one is no message or cut short, or there are too many.
+pub fn split_messages(mut bytes: &[u8]) -> Result<Vec<&[u8]>, UpdateError> {
     let mut messages = Vec::new();
     loop {
         let len = Header::read(bytes)?.message_len();
