@@ -210,3 +210,62 @@ fn a_state_of_another_algorithm_is_refused() {
     assert!(stderr.contains("belongs to fedadam (openfedllm)"), "{stderr}");
     assert_eq!(fs::read(folder.path().join("s")).unwrap(), state);
 }
+
+/// An adapter of one module, 6 × 5, whose values follow from `seed`.
+fn small_adapter(rank: usize, seed: f32) -> ParameterSet {
+    let tensor = |name: &str, rows: usize, columns: usize, seed: f32| Parameter {
+        name: format!("model.{name}.weight"),
+        shape: vec![rows, columns],
+        values: (0..rows * columns).map(|i| (i as f32 * 1.7 + seed).sin()).collect(),
+    };
+    ParameterSet::new(vec![tensor("lora_A", rank, 5, seed), tensor("lora_B", 6, rank, seed + 0.5)])
+}
+
+/// What a model adds to its weights: alpha / r · B·A.
+fn product(folder: &Path) -> Vec<f64> {
+    let config: Value =
+        serde_json::from_slice(&fs::read(folder.join(CONFIG_FILE)).unwrap()).unwrap();
+    let rank = config["r"].as_u64().unwrap() as usize;
+    let scale = config["lora_alpha"].as_f64().unwrap() / rank as f64;
+    let adapter = read_parameters(folder).unwrap();
+    let values = |name: &str| &adapter.get(&format!("model.{name}.weight")).unwrap().values;
+    let (a, b) = (values("lora_A"), values("lora_B"));
+    let element = |row: usize, column: usize| -> f64 {
+        (0..rank).map(|i| f64::from(b[row * rank + i]) * f64::from(a[i * 5 + column])).sum()
+    };
+    (0..30).map(|at| scale * element(at / 5, at % 5)).collect()
+}
+
+#[test]
+fn products_of_adapters_of_other_rank_and_strength_add_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, rank: usize, alpha: f64, set: &ParameterSet| {
+        let config = format!(r#"{{"peft_type": "LORA", "r": {rank}, "lora_alpha": {alpha}}}"#);
+        write_folder(&folder.path().join(name), config.as_bytes(), set).unwrap();
+    };
+    let mut fresh = small_adapter(4, 9.0);
+    fresh.values_mut().nth(1).unwrap().fill(0.0);
+    write("global", 4, 8.0, &fresh);
+    write("small", 1, 5.0, &small_adapter(1, 1.0));
+    write("large", 3, 6.0, &small_adapter(3, 2.0));
+    let at = |name: &str| product(&folder.path().join(name));
+    let mean: Vec<f64> =
+        at("small").iter().zip(at("large")).map(|(s, l)| 0.25 * s + 0.75 * l).collect();
+    for (how, rank) in [("product --state state", 4), ("stack", 4)] {
+        let args = format!(
+            "--algorithm fedavg --combine {how} --global global --update small:10 --update large:30 --out next --json"
+        );
+        let output = run(folder.path(), &words(&args));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["rank"], rank, "{how}");
+        for (found, expected) in at("next").iter().zip(&mean) {
+            assert!((found - expected).abs() < 1e-5, "{how}: {found} is not {expected}");
+        }
+    }
+    let args = "--algorithm fedadam --combine product --global global --update large:1 --out x";
+    let output = run(folder.path(), &words(args));
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("combination product does not go with fedadam"), "{told}");
+}

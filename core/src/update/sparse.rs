@@ -9,41 +9,59 @@ use super::UpdateError;
 /// The places of the `count` values of largest magnitude, ascending, counted over all tensors end
 /// to end. Of equal magnitudes the first are taken; zeros never are.
 pub(super) fn largest(tensors: &[&[f32]], count: usize) -> Vec<usize> {
-    // Without its sign, an f32's bits are ordered as its magnitude is.
-    let keys = || tensors.iter().copied().flatten().map(|v| v.to_bits() & 0x7fff_ffff);
-    let (threshold, mut equal) = threshold(keys, count);
+    let (threshold, mut equal) = threshold(tensors, count);
     let mut places = Vec::with_capacity(count);
-    for (place, key) in keys().enumerate() {
-        if key > threshold {
-            places.push(place);
-        } else if key == threshold && key > 0 && equal > 0 {
-            equal -= 1;
-            places.push(place);
+    let mut start = 0;
+    for values in tensors {
+        for (i, &value) in values.iter().enumerate() {
+            let key = key(value);
+            if key < threshold {
+                continue;
+            }
+            if key == threshold {
+                if key == 0 || equal == 0 {
+                    continue;
+                }
+                equal -= 1;
+            }
+            places.push(start + i);
         }
+        start += values.len();
     }
     places
 }
 
+/// A number that is ordered as the magnitude is: an f32's bits without its sign.
+fn key(value: f32) -> u32 {
+    value.to_bits() & 0x7fff_ffff
+}
+
 /// The key of the value with rank `count` from above, and how many of that key are among them.
-fn threshold<I: Iterator<Item = u32>>(keys: impl Fn() -> I, count: usize) -> (u32, usize) {
-    /// Bits below the exponent's lowest that do not count for the histogram.
+fn threshold(tensors: &[&[f32]], count: usize) -> (u32, usize) {
+    /// Low bits that do not count for the histogram; what is left are exponent and three bits more.
     const SHIFT: u32 = 20;
     if count == 0 {
         return (u32::MAX, 0);
     }
     let mut histogram = [0usize; 1 << (31 - SHIFT)];
-    keys().for_each(|key| histogram[(key >> SHIFT) as usize] += 1);
+    for values in tensors {
+        values.iter().for_each(|&value| histogram[(key(value) >> SHIFT) as usize] += 1);
+    }
     let mut above = 0;
     for (bucket, &size) in histogram.iter().enumerate().rev() {
-        if above + size >= count {
-            let inside = keys().filter(|key| (key >> SHIFT) as usize == bucket);
-            let mut inside: Vec<u32> = inside.collect();
-            let rank = count - above - 1;
-            let (larger, &mut threshold, _) = inside.select_nth_unstable_by(rank, |a, b| b.cmp(a));
-            let ties = larger.iter().filter(|&&key| key == threshold).count();
-            return (threshold, ties + 1);
+        if above + size < count {
+            above += size;
+            continue;
         }
-        above += size;
+        let mut inside = Vec::with_capacity(size);
+        for values in tensors {
+            let keys = values.iter().map(|&value| key(value));
+            inside.extend(keys.filter(|key| (key >> SHIFT) as usize == bucket));
+        }
+        let rank = count - above - 1;
+        let (larger, &mut threshold, _) = inside.select_nth_unstable_by(rank, |a, b| b.cmp(a));
+        let ties = larger.iter().filter(|&&key| key == threshold).count();
+        return (threshold, ties + 1);
     }
     // Fewer values than asked for: all of them.
     (0, 0)

@@ -67,12 +67,15 @@ impl Round {
     ) -> Result<Self, AggregateError> {
         let values = state.layout.num_values();
         let Combination { combine, robust, clip_norm, measure, .. } = combination;
-        let looks_at_products =
-            combine == Combine::Product || robust != Robust::None || clip_norm.is_some() || measure;
-        let products = looks_at_products.then(|| {
-            let modules = combine::modules(&state.layout)?;
-            Ok::<_, AggregateError>(Products { sums: ProductSums::new(modules.clone()), modules })
-        });
+        let needed = combine == Combine::Product || robust != Robust::None || clip_norm.is_some();
+        let products = match combine::modules(&state.layout) {
+            Ok(modules) if needed || measure => {
+                Some(Products { sums: ProductSums::new(modules.clone()), modules })
+            }
+            Err(error) if needed => return Err(error),
+            // What has no products has no exact mean of them to be measured against.
+            _ => None,
+        };
         Ok(Self {
             state: state.clone(),
             global: state.global(),
@@ -82,7 +85,7 @@ impl Round {
             samples: 0,
             clients: 0,
             combination,
-            products: products.transpose()?,
+            products,
             held: Vec::new(),
             starts: Vec::new(),
         })

@@ -325,7 +325,10 @@ fn configure(args: &AggregateArgs) -> Result<Aggregator, CommandError> {
             robust: args.robust,
             clip_norm: args.clip_norm,
             mixed_ranks: args.combine == Combine::Product,
-            measure: args.combine != Combine::Factors,
+            measure: matches!(
+                args.algorithm,
+                Algorithm::FedAvg | Algorithm::FedProx | Algorithm::Scaffold
+            ),
         },
     };
     if args.combine == Combine::Stack {

@@ -139,7 +139,8 @@ pub struct Combination {
     pub clip_norm: Option<f64>,
     /// Whether clients may have lower ranks than the shared adapter.
     pub mixed_ranks: bool,
-    /// Whether rounds report how far the shared adapter is from the exact mean of the products.
+    /// Whether rounds report how far the shared adapter is from the exact mean of the products, where
+    /// it has products.
     pub measure: bool,
 }
 
