@@ -3,6 +3,8 @@
 //! The folders may hold any PEFT adapter: tensors are matched by name and shape, no model is
 //! needed, and the global adapter's `adapter_config.json` is carried over as it is.
 
+mod adapters;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,13 +12,12 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use fleetune_core::adapter::{
-    CONFIG_FILE, ParameterSet, TrainedFactors, read_parameters, write_folder,
-};
+use fleetune_core::adapter::{CONFIG_FILE, ParameterSet, read_parameters, write_folder};
 use fleetune_core::files::StagedFile;
 use serde::Serialize;
 use serde_json::Value;
 
+use self::adapters::{divisor, read_config, read_update, scale_of};
 use super::{CommandError, CommandResult, Context};
 use crate::aggregate::combine::{rank_of, stack};
 use crate::aggregate::{
@@ -412,85 +413,6 @@ fn accumulate(
     }
     progress.finish();
     Ok(reports)
-}
-
-/// A client's adapter. Where products are combined, its rank may differ from the global adapter's,
-/// and so may its strength: B takes in the difference.
-fn read_update(folder: &Path, global: &[u8], combine: Combine) -> anyhow::Result<ParameterSet> {
-    let mut weights = read_parameters(folder)?;
-    let Some(theirs) = read_config(folder)? else { return Ok(weights) };
-    if !matches!(combine, Combine::Product | Combine::Stack) {
-        check_same_adapter(global, &theirs, folder, &MEANING)?;
-        return Ok(weights);
-    }
-    let meaning: Vec<&str> = MEANING
-        .into_iter()
-        .filter(|field| !["r", "lora_alpha", "use_rslora"].contains(field))
-        .collect();
-    check_same_adapter(global, &theirs, folder, &meaning)?;
-    let parse = |bytes| serde_json::from_slice::<Value>(bytes).context(CONFIG_FILE);
-    let factor = scale_of(&parse(&theirs)?)? / scale_of(&parse(global)?)?;
-    let names: Vec<String> = weights.iter().map(|entry| entry.name.clone()).collect();
-    for (name, values) in names.iter().zip(weights.values_mut()) {
-        if factor != 1.0 && TrainedFactors::B.include(name) {
-            values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
-        }
-    }
-    Ok(weights)
-}
-
-/// The factor before B·A.
-fn scale_of(config: &Value) -> anyhow::Result<f64> {
-    let number = |field: &str| {
-        let found = config.get(field).and_then(Value::as_f64).filter(|&number| number > 0.0);
-        found.ok_or_else(|| anyhow!("{CONFIG_FILE}: {field} is missing or no positive number"))
-    };
-    Ok(number("lora_alpha")? / divisor(config, number("r")? as usize))
-}
-
-/// What alpha is divided by at rank `rank`.
-fn divisor(config: &Value, rank: usize) -> f64 {
-    let rslora = config.get("use_rslora").and_then(Value::as_bool) == Some(true);
-    if rslora { (rank as f64).sqrt() } else { rank as f64 }
-}
-
-fn read_config(folder: &Path) -> anyhow::Result<Option<Vec<u8>>> {
-    let path = folder.join(CONFIG_FILE);
-    match fs::read(&path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(anyhow!("cannot read {}: {error}", path.display())),
-    }
-}
-
-/// Fields that decide what an adapter's tensors mean. Where they differ, a mean of the tensors is
-/// no mean of the adapters.
-const MEANING: [&str; 7] =
-    ["peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"];
-
-fn check_same_adapter(
-    global: &[u8],
-    update: &[u8],
-    folder: &Path,
-    meaning: &[&str],
-) -> anyhow::Result<()> {
-    let update: Value = serde_json::from_slice(update)
-        .with_context(|| format!("{} is no JSON", folder.join(CONFIG_FILE).display()))?;
-    let global: Value = serde_json::from_slice(global)
-        .with_context(|| format!("the global adapter's {CONFIG_FILE} is no JSON"))?;
-    for &field in meaning {
-        if let (Some(mine), Some(theirs)) = (global.get(field), update.get(field))
-            && mine != theirs
-            && mine.as_f64().is_none_or(|mine| Some(mine) != theirs.as_f64())
-        {
-            let path = folder.join(CONFIG_FILE);
-            anyhow::bail!(
-                "{}: {field} is {theirs}, but the global adapter's is {mine}",
-                path.display()
-            );
-        }
-    }
-    Ok(())
 }
 
 fn describe(report: &Report) -> String {
