@@ -13,6 +13,7 @@ pub mod interrupt;
 pub mod output;
 pub mod progress;
 pub mod report;
+mod seed;
 pub mod simulate;
 pub mod system;
 pub mod training;

@@ -25,10 +25,10 @@ use super::evaluation::measure;
 use super::journal::{ClientRecord, EvaluationRecord, Journal, Record, RoundRecord, SuiteRecord};
 use super::observer::{Event, Observer, tell};
 use super::schedule::clients_of_round;
-use super::seed::{Choice, derived};
 use super::server::{Server, lora_at};
 use crate::aggregate::Algorithm;
 use crate::report::text::plural;
+use crate::seed::{Choice, derived};
 
 /// The metrics file's name in a run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -202,7 +202,7 @@ impl<'a> Federation<'a> {
         let round = index + 1;
         let clients = clients(self.config, index);
         let global = self.adapter.parameters.clone();
-        let learning_rate = self.learning_rate(index);
+        let learning_rate = self.config.learning_rate(round);
         let mut opened = self.server.begin(round)?;
         let mut record = RoundRecord {
             round,
@@ -220,8 +220,7 @@ impl<'a> Federation<'a> {
         };
         let (mut loss_sum, mut loss_terms) = (0.0, 0);
         for &client in &clients {
-            let Some((outcome, update)) = self.client(round, client, learning_rate, observer)?
-            else {
+            let Some((outcome, update)) = self.client(round, client, observer)? else {
                 record.clients_skipped.push(client);
                 continue;
             };
@@ -257,7 +256,6 @@ impl<'a> Federation<'a> {
         &mut self,
         round: u32,
         client: u32,
-        learning_rate: f64,
         observer: &mut dyn Observer,
     ) -> Result<Option<(RoundOutcome, ClientRecord)>, SimulateError> {
         let started = Instant::now();
@@ -271,7 +269,8 @@ impl<'a> Federation<'a> {
         let (download, held) = self.server.download(round, rank, last)?;
         let download = &download;
         let memory = DeviceMemory { control, residual, held };
-        let plan = self.plan(round, client, learning_rate);
+        let lora = lora_at(&self.adapter.config, rank);
+        let plan = self.config.round_plan(lora, self.server.trained(), round, u64::from(client));
         let outcome = match plan.task {
             Task::Sft => {
                 let learner = &mut AnswerLearner;
@@ -361,30 +360,6 @@ impl<'a> Federation<'a> {
             Err(_) => ControlFlow::Break(()),
         };
         train_round(device, plan, download, memory, learner, samples, watch)
-    }
-
-    fn plan(&self, round: u32, client: u32, learning_rate: f64) -> RoundPlan {
-        let config = self.config;
-        let place = [u64::from(round), u64::from(client)];
-        RoundPlan {
-            round,
-            task: self.environment.task,
-            lora: lora_at(&self.adapter.config, self.ranks[client as usize]),
-            steps: config.steps,
-            batch_size: config.batch_size * config.grad_accum,
-            learning_rate,
-            weight_decay: config.weight_decay,
-            max_grad_norm: (config.max_grad_norm > 0.0).then_some(config.max_grad_norm),
-            trained: self.server.trained(),
-            codec: config.codec,
-            prox_mu: (config.algorithm == Algorithm::FedProx).then_some(config.prox_mu),
-            seed: derived(config.seed, Choice::Training, &place),
-        }
-    }
-
-    fn learning_rate(&self, index: u32) -> f64 {
-        let RunConfig { lr_schedule, rounds, lr, lr_min, .. } = *self.config;
-        lr_schedule.rate(index, rounds, lr, lr_min)
     }
 
     fn evaluate_if_due(

@@ -12,8 +12,8 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use super::config::RunConfig;
-use super::seed::{Choice, derived, generator};
 use crate::aggregate::Algorithm;
+use crate::seed::{Choice, derived, generator};
 use crate::training::TaskMismatch;
 
 /// Why rows cannot be dealt to clients.

@@ -9,7 +9,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use super::python_random::PythonRandom;
-use super::seed::{Choice, generator};
+use crate::seed::{Choice, generator};
 
 /// How clients and rows are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,10 +17,10 @@ use crate::evaluate::federated::{
 use crate::evaluate::journal::Journal;
 use crate::evaluate::result::SuiteResult;
 use crate::evaluate::suite::{Scoring, Wrapping};
+use crate::seed::{Choice, derived};
 use crate::simulate::config::RunConfig;
 use crate::simulate::fleet::Fleet;
 use crate::simulate::run::config_of;
-use crate::simulate::seed::{Choice, derived};
 use crate::training::Task;
 
 /// How the suite `federated` measures.

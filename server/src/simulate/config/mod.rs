@@ -14,20 +14,20 @@ use std::fmt::{self, Display};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use fleetune_core::adapter::{LoraConfig, LoraConfigError, Target};
-use fleetune_core::client;
+use fleetune_core::adapter::{LoraConfig, LoraConfigError, Target, TrainedFactors};
+use fleetune_core::client::{self, RoundPlan};
 use fleetune_core::data::{FieldMap, FieldMapError, Partition, Template};
 use fleetune_core::update::Codec;
 use serde::{Deserialize, Serialize};
 
-use self::origin::parse_error;
-pub use self::origin::{ConfigError, Origin};
+pub use self::origin::{ConfigError, Origin, read_toml};
 use self::ranks::RankClass;
 use super::schedule::{LearningRateSchedule, RowSchedule, Sampling};
 use crate::aggregate::{
     AggregateError, Algorithm, Combination, Combine, Hyperparameters, Robust, Variant, Weighting,
 };
 use crate::evaluate::suites;
+use crate::seed::{Choice, derived};
 use crate::training::{ComputePrecision, LossName, Task};
 
 /// Everything that decides what a run computes, and where it is kept.
@@ -267,10 +267,7 @@ impl RunConfig {
     /// # Errors
     /// When the file cannot be read, is no TOML, or has an unknown key or a value of the wrong kind.
     pub fn read(path: &Path) -> Result<(Self, Origin), ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let config = toml::from_str(&text).map_err(|error| parse_error(path, &text, &error))?;
-        Ok((config, Origin { file: Some((path.to_owned(), text)), flags: Vec::new() }))
+        read_toml(path)
     }
 
     /// Checks every value.
@@ -286,7 +283,7 @@ impl RunConfig {
         });
         match self.problem().or(too_many) {
             None => Ok(()),
-            Some((key, problem)) => Err(ConfigError::Value { place: origin.place(key), problem }),
+            Some((key, problem)) => Err(origin.wrong(key, problem)),
         }
     }
 
@@ -365,6 +362,37 @@ impl RunConfig {
             return vec![self.lora_rank; self.clients as usize];
         }
         ranks::deal(&self.ranks, self.clients, self.seed)
+    }
+
+    /// The learning rate of round `round`, from 1.
+    pub fn learning_rate(&self, round: u32) -> f64 {
+        let Self { lr_schedule, rounds, lr, lr_min, .. } = *self;
+        lr_schedule.rate(round.saturating_sub(1), rounds, lr, lr_min)
+    }
+
+    /// What client `client` is asked to do in round `round`, from 1, to the factors `trained` of an
+    /// adapter of shape `lora`.
+    pub fn round_plan(
+        &self,
+        lora: LoraConfig,
+        trained: TrainedFactors,
+        round: u32,
+        client: u64,
+    ) -> RoundPlan {
+        RoundPlan {
+            round,
+            task: self.client_task(),
+            lora,
+            steps: self.steps,
+            batch_size: self.batch_size * self.grad_accum,
+            learning_rate: self.learning_rate(round),
+            weight_decay: self.weight_decay,
+            max_grad_norm: (self.max_grad_norm > 0.0).then_some(self.max_grad_norm),
+            prox_mu: (self.algorithm == Algorithm::FedProx).then_some(self.prox_mu),
+            trained,
+            codec: self.codec,
+            seed: derived(self.seed, Choice::Training, &[u64::from(round), client]),
+        }
     }
 
     /// The clients' row schedule.

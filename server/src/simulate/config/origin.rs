@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -43,9 +45,9 @@ pub enum ConfigError {
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
     /// The file and its text, if one was read.
-    pub(super) file: Option<(PathBuf, String)>,
+    file: Option<(PathBuf, String)>,
     /// Keys that were given as flags.
-    pub(super) flags: Vec<&'static str>,
+    flags: Vec<&'static str>,
 }
 
 impl Origin {
@@ -58,6 +60,11 @@ impl Origin {
     pub fn gives(&self, key: &str) -> bool {
         let in_file = self.file.as_ref().is_some_and(|(_, text)| line_of(text, key).is_some());
         in_file || self.flags.contains(&key)
+    }
+
+    /// The error for a wrong value of `key`.
+    pub fn wrong(&self, key: &str, problem: String) -> ConfigError {
+        ConfigError::Value { place: self.place(key), problem }
     }
 
     /// How a user knows the value of `key`: `--lora-rank`, or `run.toml, line 3: lora_rank`.
@@ -74,6 +81,17 @@ impl Origin {
     }
 }
 
+/// Reads a configuration file; absent keys have their defaults.
+///
+/// # Errors
+/// When the file cannot be read, is no TOML, or has an unknown key or a value of the wrong kind.
+pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<(T, Origin), ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let config = toml::from_str(&text).map_err(|error| parse_error(path, &text, &error))?;
+    Ok((config, Origin { file: Some((path.to_owned(), text)), flags: Vec::new() }))
+}
+
 /// The number, from 1, of the line that sets `key`.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let sets = |line: &str| {
@@ -84,7 +102,7 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
 }
 
 /// What the parser says, with the line that it is about.
-pub(super) fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
     let message = error.message().lines().collect::<Vec<_>>().join(" ");
     // For an unknown key the parser points at the whole table.
     let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());

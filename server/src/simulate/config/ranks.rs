@@ -5,7 +5,7 @@ use std::fmt;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use crate::simulate::seed::{Choice, generator};
+use crate::seed::{Choice, generator};
 
 /// A class of devices: a rank, and how many devices have it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
