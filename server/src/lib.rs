@@ -7,13 +7,18 @@
 pub mod aggregate;
 pub mod commands;
 pub mod conditions;
+pub mod duration;
 pub mod evaluate;
+mod fault;
 pub mod hub;
+pub mod identity;
 pub mod interrupt;
 pub mod output;
 pub mod progress;
 pub mod report;
+pub mod round;
 mod seed;
 pub mod simulate;
+pub mod store;
 pub mod system;
 pub mod training;
