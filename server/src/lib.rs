@@ -7,6 +7,7 @@
 pub mod aggregate;
 pub mod commands;
 pub mod conditions;
+pub mod coordinator;
 pub mod duration;
 pub mod evaluate;
 mod fault;
@@ -22,3 +23,4 @@ pub mod simulate;
 pub mod store;
 pub mod system;
 pub mod training;
+pub mod transport;

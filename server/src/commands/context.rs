@@ -15,6 +15,8 @@ use crate::progress::{self, LogWriter};
 
 /// The environment variable that sets log levels, in `tracing`'s syntax.
 const LOG_VARIABLE: &str = "FLEETUNE_LOG";
+/// The environment variable that, set to `json`, has each log record written as a line of JSON.
+const LOG_FORMAT_VARIABLE: &str = "FLEETUNE_LOG_FORMAT";
 
 /// Flags that every command takes.
 #[derive(Debug, Clone, Args)]
@@ -109,12 +111,13 @@ fn start_logging(args: &GlobalArgs) -> Result<(), CommandError> {
         Err(_) => EnvFilter::new(format!("warn,fleetune_core={level},fleetune_server={level}"))
             .add_directive(level.min(LevelFilter::WARN).into()),
     };
-    tracing_subscriber::fmt()
+    let records = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(LogWriter::default)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .try_init()
-        .map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))?;
+        .with_target(false);
+    let json = std::env::var_os(LOG_FORMAT_VARIABLE).is_some_and(|format| format == "json");
+    let started = if json { records.json().try_init() } else { records.try_init() };
+    started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))?;
     Ok(())
 }

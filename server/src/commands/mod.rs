@@ -4,6 +4,7 @@
 //! `after_help`) and `pub fn run(args, ctx: &Context) -> CommandResult`. To add one: its module, a
 //! variant of [`Command`], an arm in [`dispatch`].
 
+pub mod admin;
 pub mod aggregate;
 pub mod bench;
 mod context;
@@ -11,11 +12,13 @@ pub mod data;
 pub mod engine;
 mod error;
 pub mod eval;
+mod evaluator;
 pub mod export;
 pub mod generate;
 pub mod join;
 pub mod model;
 mod rows;
+pub mod serve;
 pub mod simulate;
 pub mod train;
 mod values;
@@ -72,6 +75,10 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Take part in a federation: a device without a screen
     Join(join::JoinArgs),
+    /// Serve federations to devices over QUIC
+    Serve(serve::ServeArgs),
+    /// The operator's commands: invite, devices, revoke, status, pause, resume, rollback
+    Admin(admin::AdminArgs),
     /// Train a whole federation in one process and compare what algorithms make of it
     Simulate(simulate::SimulateArgs),
 }
@@ -87,6 +94,8 @@ fn dispatch(command: Command, ctx: &Context) -> CommandResult {
         Command::Bench(args) => bench::run(args, ctx),
         Command::Generate(args) => generate::run(args, ctx),
         Command::Join(args) => join::run(args, ctx),
+        Command::Serve(args) => serve::run(args, ctx),
+        Command::Admin(args) => admin::run(args, ctx),
         Command::Simulate(args) => simulate::run(args, ctx),
     }
 }

@@ -484,7 +484,10 @@ pub(super) fn open_dataset(config: &RunConfig) -> Result<Dataset, CommandError> 
 }
 
 /// How clients lay out their training in memory.
-fn plan_memory(model: &LoadedModel, config: &RunConfig) -> Result<MemoryPlan, CommandError> {
+pub(super) fn plan_memory(
+    model: &LoadedModel,
+    config: &RunConfig,
+) -> Result<MemoryPlan, CommandError> {
     let lora = config.lora().map_err(CommandError::usage)?;
     let longest = match config.task {
         Task::Sft => AnswerLearner::longest(config.seq_len),
