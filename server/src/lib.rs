@@ -14,6 +14,7 @@ mod fault;
 pub mod hub;
 pub mod identity;
 pub mod interrupt;
+pub mod load;
 pub mod output;
 pub mod progress;
 pub mod report;

@@ -1,5 +1,7 @@
 //! `fleetune bench`: what this machine can do.
 
+mod server;
+
 use std::time::{Duration, Instant};
 
 use candle_core::quantized::GgmlDType;
@@ -41,6 +43,9 @@ Examples:
     /// Measure matrix products, shape by shape
     #[command(after_help = "Example:\n  fleetune bench kernels --rows 512 --threads 2")]
     Kernels(KernelBenchArgs),
+    /// Measure a server under the load of many devices, over loopback
+    #[command(after_help = "Example:\n  fleetune bench server --devices 2000")]
+    Server(server::ServerBenchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +87,7 @@ pub fn run(args: BenchArgs, ctx: &Context) -> CommandResult {
     match args.command {
         BenchCommand::Engine(args) => engine(&args, ctx),
         BenchCommand::Kernels(args) => kernels(&args, ctx),
+        BenchCommand::Server(args) => server::run(&args, ctx),
     }
 }
 

@@ -2,6 +2,8 @@
 #![allow(dead_code)]
 
 pub mod hub;
+#[cfg(target_os = "linux")]
+pub mod server;
 pub mod tiny;
 
 use std::path::Path;
