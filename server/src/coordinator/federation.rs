@@ -16,7 +16,7 @@ use super::eligibility::obstacle;
 use super::error::{FederationError, RequestError};
 use super::evaluate::{Evaluate, has_stalled};
 use super::offers::{Offered, Offers};
-use crate::aggregate::{Aggregator, AggregatorConfig, Algorithm, ServerState};
+use crate::aggregate::{Aggregator, AggregatorConfig, Algorithm, Combination, ServerState};
 use crate::round::{Mode, Phase, RoundState, Standing, Step};
 use crate::seed::{Choice, derived};
 use crate::simulate::config::RunConfig;
@@ -389,7 +389,9 @@ fn aggregator(training: &RunConfig) -> Result<Aggregator, FederationError> {
         hyperparameters: training.hyperparameters(),
         // Only SCAFFOLD asks how many devices there are; nobody knows exactly.
         population: scaffold.then_some(training.clients as usize),
-        combination: training.combination(),
+        // How exact the mean of products is takes the factors of all devices to say, and minutes:
+        // a question for simulations.
+        combination: Combination { measure: false, ..training.combination() },
     })?)
 }
 
