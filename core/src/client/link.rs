@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::crypto::rustls::QuicClientConfig;
@@ -15,17 +15,22 @@ use quinn::{
     VarInt,
 };
 use tokio::net::lookup_host;
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::protocol::{
     Blob, BlobId, ChunkRange, ErrorCode, FRAME_PREFIX, FrameError, IDLE_TIMEOUT_MS, KEEP_ALIVE_MS,
-    MAX_STREAMS, Refusal, Request, Response, SERVER_NAME, decode_frame, encode_frame, frame_len,
+    Refusal, Request, Response, SERVER_NAME, decode_frame, encode_frame, frame_len,
 };
 
 /// What one stream may have under way: a few chunks.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// What a whole connection may have under way.
 const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// Chunks that are sent at once: while the server writes one to its disk, the next one travels. On a
+/// slow line more of them would only make each take longer.
+const CHUNKS_UNDER_WAY: usize = 2;
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +116,30 @@ pub struct Link {
     addresses: Vec<String>,
     config: ClientConfig,
     open: Option<(Endpoint, Connection)>,
+    /// The open connection's socket, for whoever tells of a change of network.
+    current: Arc<Mutex<Option<Endpoint>>>,
+}
+
+/// Tells a [`Link`], from any thread, that the device has changed its network.
+#[derive(Debug, Clone)]
+pub struct NetworkWatch {
+    current: Arc<Mutex<Option<Endpoint>>>,
+    runtime: Handle,
+}
+
+impl NetworkWatch {
+    /// Moves an open connection to a fresh socket: nothing that is under way is lost. Without an open
+    /// connection there is nothing to do.
+    ///
+    /// # Errors
+    /// When the system gives no socket.
+    pub fn changed(&self) -> io::Result<()> {
+        // One value is replaced by another: a panic leaves it whole.
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(endpoint) = current else { return Ok(()) };
+        let _inside = self.runtime.enter();
+        endpoint.rebind(UdpSocket::bind(any_port(endpoint.local_addr()?))?)
+    }
 }
 
 impl Link {
@@ -118,7 +147,7 @@ impl Link {
     pub(super) fn new(addresses: Vec<String>, tls: QuicClientConfig) -> Self {
         let mut config = ClientConfig::new(Arc::new(tls));
         config.transport_config(Arc::new(transport()));
-        Self { addresses, config, open: None }
+        Self { addresses, config, open: None, current: Arc::default() }
     }
 
     /// Uses other TLS settings from the next connection on.
@@ -127,21 +156,23 @@ impl Link {
         self.config.transport_config(Arc::new(transport()));
     }
 
-    /// Moves an open connection to a fresh socket, as when the device changed its network: nothing
-    /// under way is lost.
-    ///
-    /// # Errors
-    /// When the system gives no socket.
-    pub fn rebind(&self) -> io::Result<()> {
-        let Some((endpoint, _)) = &self.open else { return Ok(()) };
-        endpoint.rebind(UdpSocket::bind(any_port(endpoint.local_addr()?))?)
+    /// Who tells of changes of the network; `runtime` is the one that requests run in.
+    pub(super) fn watch_network(&self, runtime: Handle) -> NetworkWatch {
+        NetworkWatch { current: self.current.clone(), runtime }
+    }
+
+    fn set_open(&mut self, open: Option<(Endpoint, Connection)>) {
+        let endpoint = open.as_ref().map(|(endpoint, _)| endpoint.clone());
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = endpoint;
+        self.open = open;
     }
 
     /// Ends the connection, if there is one; the next request makes a new one.
     pub fn close(&mut self) {
-        if let Some((_, connection)) = self.open.take() {
+        if let Some((_, connection)) = &self.open {
             connection.close(VarInt::from_u32(0), b"");
         }
+        self.set_open(None);
     }
 
     /// Ends the connection and waits until the server has been told.
@@ -150,6 +181,7 @@ impl Link {
             connection.close(VarInt::from_u32(0), b"");
             endpoint.wait_idle().await;
         }
+        self.set_open(None);
     }
 
     /// Sends a request and returns the answer, which may be a refusal.
@@ -217,7 +249,7 @@ impl Link {
         let outcome = async {
             let mut chunks = chunks.fuse();
             loop {
-                while under_way.len() < MAX_STREAMS as usize / 2
+                while under_way.len() < CHUNKS_UNDER_WAY
                     && let Some(index) = chunks.next()
                 {
                     let (bytes, connection) = (read(index)?, connection.clone());
@@ -261,9 +293,9 @@ impl Link {
         {
             return Ok(connection.clone());
         }
-        self.open = None;
+        self.set_open(None);
         let mut problem = "there is none".to_owned();
-        for address in &self.addresses {
+        for address in &self.addresses.clone() {
             let found = match lookup_host(address).await {
                 Ok(found) => found,
                 Err(error) => {
@@ -275,7 +307,7 @@ impl Link {
                 match connect(server, &self.config).await {
                     Ok(open) => {
                         let connection = open.1.clone();
-                        self.open = Some(open);
+                        self.set_open(Some(open));
                         return Ok(connection);
                     }
                     Err(closed @ LinkError::Closed(_)) => return Err(closed),

@@ -26,7 +26,7 @@ pub use engine_trainer::{ConditionsNow, EngineSettings, EngineTrainer};
 pub use folder::{DeviceFolder, FolderError};
 pub use identity::{FileKeyStore, Identity, IdentityError, KeyStore};
 pub use instructions::{Instructions, InstructionsError};
-pub use link::{Link, LinkError};
+pub use link::{Link, LinkError, NetworkWatch};
 pub use messages::{Download, MessageError, Upload};
 pub use participant::{Observer, Participant, ParticipantError, Progress};
 pub use round::{

@@ -17,7 +17,7 @@ use super::blob_file::BlobFile;
 use super::folder::{DeviceFolder, FolderError};
 use super::identity::{DeviceKey, Identity, IdentityError, KeyStore};
 use super::instructions::Instructions;
-use super::link::{Link, LinkError};
+use super::link::{Link, LinkError, NetworkWatch};
 use super::messages::Download;
 use super::round::{RoundOutcome, TrainingReport};
 use super::tls::{self, TlsError};
@@ -254,13 +254,10 @@ impl Participant {
         }
     }
 
-    /// Moves the open connection to a new socket, when the device has changed its network.
-    ///
-    /// # Errors
-    /// When the system gives no socket.
-    pub fn network_changed(&self) -> io::Result<()> {
-        let _context = self.runtime.enter();
-        self.link.rebind()
+    /// For whoever notices, on another thread, that the device has changed its network: an open
+    /// connection moves with it at once instead of being found dead.
+    pub fn network_watch(&self) -> NetworkWatch {
+        self.link.watch_network(self.runtime.handle().clone())
     }
 
     /// Runs `work` unless the caller wants to stop first.
