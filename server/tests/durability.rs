@@ -4,11 +4,10 @@
 
 mod support;
 
-use std::path::Path;
 use std::time::Duration;
 
 use fleetune_server::load::Identity;
-use support::server::{NAME, Place, Running, copy};
+use support::server::{NAME, Place, Running, twin};
 
 /// Points at which the server ends, and how often it passes them before.
 const POINTS: [&str; 8] = [
@@ -75,15 +74,6 @@ async fn futures_join<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     })
     .await;
     futures.into_iter().filter_map(|(_, output)| output).collect()
-}
-
-fn twin(place: &Place, folder: &Path) -> Place {
-    copy(&place.folder, folder);
-    let config = std::fs::read_to_string(folder.join("serve.toml")).unwrap();
-    let (old, new) = (place.folder.join("state"), folder.join("state"));
-    let config = config.replace(old.to_str().unwrap(), new.to_str().unwrap());
-    std::fs::write(folder.join("serve.toml"), config).unwrap();
-    Place { folder: folder.to_owned(), model: place.model.clone() }
 }
 
 #[tokio::test]

@@ -3,6 +3,9 @@
 
 pub mod hub;
 #[cfg(target_os = "linux")]
+pub mod participant;
+pub mod relay;
+#[cfg(target_os = "linux")]
 pub mod server;
 pub mod tiny;
 

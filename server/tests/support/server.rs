@@ -205,6 +205,16 @@ impl Drop for Running {
     }
 }
 
+/// The same server, and whoever keeps a folder beside it, in another folder.
+pub fn twin(place: &Place, folder: &Path) -> Place {
+    copy(&place.folder, folder);
+    let config = std::fs::read_to_string(folder.join("serve.toml")).unwrap();
+    let state = |folder: &Path| format!("state = {:?}", folder.join("state"));
+    let config = config.replace(&state(&place.folder), &state(folder));
+    std::fs::write(folder.join("serve.toml"), config).unwrap();
+    Place { folder: folder.to_owned(), model: place.model.clone() }
+}
+
 /// Copies a folder.
 pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
