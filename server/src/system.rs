@@ -2,17 +2,17 @@
 
 /// The most memory this process has held resident so far. `None` where the system does not tell.
 pub fn peak_rss_bytes() -> Option<u64> {
-    status_bytes("self", "VmHWM:")
+    kib_line("/proc/self/status", "VmHWM:")
 }
 
 /// The most memory that another process has held resident so far.
 pub fn peak_rss_bytes_of(process: u32) -> Option<u64> {
-    status_bytes(&process.to_string(), "VmHWM:")
+    kib_line(&format!("/proc/{process}/status"), "VmHWM:")
 }
 
 /// The memory that another process holds resident.
 pub fn rss_bytes_of(process: u32) -> Option<u64> {
-    status_bytes(&process.to_string(), "VmRSS:")
+    kib_line(&format!("/proc/{process}/status"), "VmRSS:")
 }
 
 /// The processor's name, as the system gives it.
@@ -22,10 +22,16 @@ pub fn cpu_name() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// A line of Linux's `/proc/PROCESS/status`, which counts in KiB.
-fn status_bytes(process: &str, key: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+/// Memory that programs can take without others being swapped out. `None` where the system does not
+/// tell.
+pub fn available_memory_bytes() -> Option<u64> {
+    kib_line("/proc/meminfo", "MemAvailable:")
+}
+
+/// A line of one of Linux's files that count in KiB.
+fn kib_line(file: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
 }

@@ -102,6 +102,24 @@ fn every_algorithm_learns_and_leaves_a_whole_run_folder() {
 }
 
 #[test]
+fn clients_that_train_at_once_end_with_the_same_bits() {
+    let model = StandIn::load();
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, clients_at_once| {
+        let out = folder.path().join(name);
+        let algorithm = Algorithm::Scaffold;
+        let shape = RunConfig { clients: 4, sample: 4, ..small_config() };
+        let config = RunConfig { algorithm, clients_at_once, ..shape };
+        model.simulate(&config, &out, &mut watch()).unwrap();
+        (computed_files(&out), timeless(&out))
+    };
+    let one_by_one = run("one", 1);
+    // Three at a time leave one over, which trains alone.
+    assert_eq!(run("three", 3), one_by_one);
+    assert_eq!(run("measured", 0), one_by_one);
+}
+
+#[test]
 fn what_travels_is_counted_and_at_most_half_the_size_of_the_adapter() {
     let model = StandIn::load();
     let folder = tempfile::tempdir().unwrap();

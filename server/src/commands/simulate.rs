@@ -172,6 +172,9 @@ overrides! {
     /// Batches whose gradients make one step
     #[arg(value_name = "N")]
     grad_accum: usize => |c, v| c.grad_accum = v;
+    /// Clients that train at once, sharing the threads; 0 finds out whether that is faster
+    #[arg(value_name = "N")]
+    clients_at_once: usize => |c, v| c.clients_at_once = v;
     /// Learning rate of the first round
     #[arg(value_name = "RATE")]
     lr: f64 => |c, v| c.lr = v;

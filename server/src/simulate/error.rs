@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use fleetune_core::adapter::{AdapterError, LayoutMismatch};
 use fleetune_core::client::{ClientError, MessageError};
 use fleetune_core::data::{DatasetError, EncodeError};
+use fleetune_core::kernels::ThreadsError;
 use fleetune_core::model::{EngineError, TokenizerError};
 
 use fleetune_core::train::ReferenceError;
@@ -43,6 +44,9 @@ pub enum SimulateError {
         /// What differs.
         difference: Difference,
     },
+    /// Clients cannot train at once.
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
     /// Another process works on the run.
     #[error(
         "another process is working on {folder}: wait for it, or choose another folder with --out"

@@ -6,19 +6,19 @@
 //! resumed ends with the same adapter, bit by bit, as one that was not.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fleetune_core::adapter::{Adapter, AdapterError, ParameterSet};
-use fleetune_core::client::{
-    ClientError, DeviceMemory, Download, RoundOutcome, RoundPlan, Task, train_round,
-};
-use fleetune_core::train::{AnswerLearner, Learner, PreferenceLearner};
+use fleetune_core::client::{ClientError, DeviceMemory, RoundOutcome};
 
+use super::assignment::{Assignment, TrainingFleet};
 use super::checkpoint::{Checkpoint, Checkpoints, ServerFiles};
 use super::client_store::ClientStore;
 use super::config::RunConfig;
+use super::crew::{Crew, Trained};
 use super::environment::Environment;
 use super::error::SimulateError;
 use super::evaluation::measure;
@@ -89,6 +89,21 @@ struct Participation {
     last: Option<u32>,
 }
 
+/// A client that takes part in a round, as its record needs it.
+#[derive(Debug, Clone, Copy)]
+struct Served {
+    id: u32,
+    rank: usize,
+    bytes_down: usize,
+}
+
+impl Served {
+    fn of(assignment: &Assignment) -> Self {
+        let Assignment { client, plan, download, .. } = assignment;
+        Self { id: *client, rank: plan.lora.rank, bytes_down: download.byte_len() }
+    }
+}
+
 /// A run in progress.
 struct Federation<'a> {
     environment: &'a Environment<'a>,
@@ -101,6 +116,7 @@ struct Federation<'a> {
     /// What uploads have left out, by client.
     residuals: Option<ClientStore>,
     server: Server,
+    crew: Crew,
     /// The shared adapter; its parameters are those of `server`.
     adapter: Adapter,
     /// Rounds done.
@@ -153,6 +169,12 @@ impl<'a> Federation<'a> {
             _ => None,
         };
         let server = Server::new(config, &adapter.parameters, &server, round)?;
+        let crew = Crew::new(
+            rayon::current_num_threads(),
+            NonZeroUsize::new(config.clients_at_once),
+            clients(config, round).len(),
+            environment.device.memory.peak_bytes,
+        )?;
         let keeps_residuals = server.shares() && config.codec.needs_feedback();
         let residuals = keeps_residuals
             .then(|| ClientStore::open(&folder.join("residuals"), oldest, round))
@@ -170,6 +192,7 @@ impl<'a> Federation<'a> {
             controls,
             residuals,
             server,
+            crew,
             adapter,
             done: round,
             elapsed_seconds,
@@ -219,22 +242,27 @@ impl<'a> Federation<'a> {
             elapsed_seconds: 0.0,
         };
         let (mut loss_sum, mut loss_terms) = (0.0, 0);
-        for &client in &clients {
-            let Some((outcome, update)) = self.client(round, client, observer)? else {
-                record.clients_skipped.push(client);
-                continue;
-            };
-            let terms = outcome.report.loss_terms();
-            loss_sum += update.loss * terms as f64;
-            loss_terms += terms;
-            let start = self.server.shared(round, update.rank)?;
-            opened.accumulate(round, start, outcome, update.rows)?;
-            record.clients.push(client);
-            record.tokens += update.tokens;
-            record.bytes_up += update.bytes_up;
-            record.bytes_down += update.bytes_down;
-            self.journal.append(&Record::Client(update.clone()))?;
-            tell(observer, Event::Updated(&update))?;
+        let mut waiting = &clients[..];
+        while !waiting.is_empty() {
+            let (wave, later) = waiting.split_at(self.crew.wave(waiting.len()));
+            waiting = later;
+            for (client, trained) in self.train(round, wave, observer)? {
+                let Some((outcome, update)) = self.received(round, client, trained)? else {
+                    record.clients_skipped.push(client.id);
+                    continue;
+                };
+                let terms = outcome.report.loss_terms();
+                loss_sum += update.loss * terms as f64;
+                loss_terms += terms;
+                let start = self.server.shared(round, update.rank)?;
+                opened.accumulate(round, start, outcome, update.rows)?;
+                record.clients.push(client.id);
+                record.tokens += update.tokens;
+                record.bytes_up += update.bytes_up;
+                record.bytes_down += update.bytes_down;
+                self.journal.append(&Record::Client(update.clone()))?;
+                tell(observer, Event::Updated(&update))?;
+            }
         }
         record.product = self.server.finish(round, opened)?;
         self.adapter.parameters = self.server.adapter();
@@ -251,37 +279,56 @@ impl<'a> Federation<'a> {
         self.commit(started.elapsed().as_secs_f64(), observer)
     }
 
-    /// Lets a client train. `None` where its rows have nothing to learn.
-    fn client(
+    /// Lets the clients of a wave train.
+    fn train(
         &mut self,
         round: u32,
-        client: u32,
+        wave: &[u32],
         observer: &mut dyn Observer,
-    ) -> Result<Option<(RoundOutcome, ClientRecord)>, SimulateError> {
-        let started = Instant::now();
+    ) -> Result<Vec<(Served, Trained)>, SimulateError> {
+        let assign = |&client: &u32| self.assign(round, client);
+        let assignments = wave.iter().map(assign).collect::<Result<Vec<_>, _>>()?;
+        let served: Vec<Served> = assignments.iter().map(Served::of).collect();
+        let fleet = TrainingFleet::of(self.environment);
+        let trained = self.crew.train(
+            assignments,
+            |assignment, watch| assignment.train(&fleet, watch),
+            |i, step| match tell(observer, Event::Stepped { round, client: wave[i], step }) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            },
+        );
+        Ok(served.into_iter().zip(trained).collect())
+    }
+
+    /// What client `client` is given.
+    fn assign(&self, round: u32, client: u32) -> Result<Assignment, SimulateError> {
         let kept = |store: &Option<ClientStore>| match store {
             Some(store) => store.load(client),
             None => Ok(None),
         };
         let (control, residual) = (kept(&self.controls)?, kept(&self.residuals)?);
+        let history = self.histories.get(&client).copied().unwrap_or_default();
         let rank = self.ranks[client as usize];
-        let last = self.histories.get(&client).and_then(|history| history.last);
-        let (download, held) = self.server.download(round, rank, last)?;
-        let download = &download;
-        let memory = DeviceMemory { control, residual, held };
+        let (download, held) = self.server.download(round, rank, history.last)?;
         let lora = lora_at(&self.adapter.config, rank);
         let plan = self.config.round_plan(lora, self.server.trained(), round, u64::from(client));
-        let outcome = match plan.task {
-            Task::Sft => {
-                let learner = &mut AnswerLearner;
-                self.train(learner, client, &plan, download, memory, observer)
-            }
-            Task::Dpo { loss, beta } => {
-                let reference = self.environment.references.of_client(client)?;
-                let learner = &mut PreferenceLearner { loss, beta, reference };
-                self.train(learner, client, &plan, download, memory, observer)
-            }
-        };
+        let rows = self.environment.fleet.rows_of(client);
+        let order = self.config.row_schedule().rows(client, round - 1, history.rounds, rows);
+        let memory = DeviceMemory { control, residual, held };
+        Ok(Assignment { client, plan, download, memory, order })
+    }
+
+    /// Keeps what a client remembers, and puts its part of the round on record. `None` where its rows
+    /// have nothing to learn.
+    fn received(
+        &mut self,
+        round: u32,
+        served: Served,
+        trained: Trained,
+    ) -> Result<Option<(RoundOutcome, ClientRecord)>, SimulateError> {
+        let Served { id: client, rank, bytes_down } = served;
+        let Trained { outcome, seconds } = trained;
         let drawn = match self.environment.fleet.rows_of(client) {
             0 => 0,
             _ => self.config.row_schedule().rows_per_round as u64,
@@ -320,8 +367,8 @@ impl<'a> Federation<'a> {
             update_norm: report.update_norm,
             preference: report.preference,
             bytes_up: travels(outcome.upload.byte_len()),
-            bytes_down: travels(download.byte_len()),
-            seconds: started.elapsed().as_secs_f64(),
+            bytes_down: travels(bytes_down),
+            seconds,
         };
         Ok(Some((outcome, record)))
     }
@@ -338,28 +385,6 @@ impl<'a> Federation<'a> {
             self.environment.encoder.seq_len(),
             if sits_out { "; it sits the round out" } else { "" }
         );
-    }
-
-    fn train<L: Learner>(
-        &self,
-        learner: &mut L,
-        client: u32,
-        plan: &RoundPlan,
-        download: &Download,
-        memory: DeviceMemory,
-        observer: &mut dyn Observer,
-    ) -> Result<RoundOutcome, ClientError> {
-        let Environment { device, encoder, fleet, .. } = self.environment;
-        let round = plan.round;
-        let past = self.histories.get(&client).map_or(0, |history| history.rounds);
-        let rows = fleet.rows_of(client);
-        let order = self.config.row_schedule().rows(client, round - 1, past, rows);
-        let samples = fleet.samples::<L>(client, order, encoder);
-        let watch = |step: &_| match tell(observer, Event::Stepped { round, client, step }) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        };
-        train_round(device, plan, download, memory, learner, samples, watch)
     }
 
     fn evaluate_if_due(

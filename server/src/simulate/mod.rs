@@ -1,9 +1,11 @@
 //! A whole federation in one process: the clients' own code, the server's own rules, and bytes that
 //! travel no further than memory.
 
+mod assignment;
 pub mod checkpoint;
 pub mod client_store;
 pub mod config;
+mod crew;
 pub mod environment;
 mod error;
 pub mod evaluation;

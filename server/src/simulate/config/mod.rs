@@ -109,6 +109,8 @@ pub struct RunConfig {
     pub batch_size: usize,
     /// Parts whose gradients make one step.
     pub grad_accum: usize,
+    /// Clients that train at once, sharing the threads; 0 finds out whether that is faster.
+    pub clients_at_once: usize,
     /// Learning rate of the first round.
     pub lr: f64,
     /// How the learning rate changes over rounds.
@@ -230,6 +232,7 @@ impl Default for RunConfig {
             steps: 10,
             batch_size: 8,
             grad_accum: 1,
+            clients_at_once: 0,
             lr: 5e-4,
             lr_schedule: LearningRateSchedule::Cosine,
             lr_min: 1e-6,
@@ -259,7 +262,7 @@ impl Default for RunConfig {
 
 /// Keys that say where and how long things are kept, not what is computed: a run may resume with
 /// other values.
-const FREE_ON_RESUME: [&str; 2] = ["out", "keep_checkpoints"];
+const FREE_ON_RESUME: [&str; 3] = ["out", "keep_checkpoints", "clients_at_once"];
 
 impl RunConfig {
     /// Reads a configuration file; absent keys have their defaults.
