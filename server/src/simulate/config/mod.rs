@@ -5,6 +5,7 @@
 //! as the same configuration.
 
 mod by_name;
+mod combination;
 mod origin;
 pub mod ranks;
 #[cfg(test)]
@@ -23,9 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use self::origin::{ConfigError, Origin, read_toml};
 use self::ranks::RankClass;
 use super::schedule::{LearningRateSchedule, RowSchedule, Sampling};
-use crate::aggregate::{
-    AggregateError, Algorithm, Combination, Combine, Hyperparameters, Robust, Variant, Weighting,
-};
+use crate::aggregate::{Algorithm, Combine, Hyperparameters, Robust, Variant, Weighting};
 use crate::evaluate::suites;
 use crate::seed::{Choice, derived};
 use crate::training::{ComputePrecision, LossName, Task};
@@ -336,37 +335,6 @@ impl RunConfig {
         Hyperparameters { prox_mu, server_lr, beta1, beta2, tau }
     }
 
-    /// How updates become one.
-    pub fn combination(&self) -> Combination {
-        Combination {
-            combine: self.combine,
-            robust: self.robust,
-            clip_norm: (self.clip_norm != 0.0).then_some(self.clip_norm),
-            mixed_ranks: !self.ranks.is_empty(),
-            // Server optimisers with steps of their own do not aim at the mean.
-            measure: matches!(
-                self.algorithm,
-                Algorithm::FedAvg | Algorithm::FedProx | Algorithm::Scaffold
-            ),
-        }
-    }
-
-    /// The ranks that devices have, each once.
-    pub fn device_ranks(&self) -> Vec<usize> {
-        if self.ranks.is_empty() {
-            return vec![self.lora_rank];
-        }
-        self.ranks.iter().map(|class| class.rank).collect()
-    }
-
-    /// The rank of each client. One that trains alone has the largest, whatever its class.
-    pub fn client_ranks(&self) -> Vec<usize> {
-        if self.ranks.is_empty() || matches!(self.algorithm, Algorithm::Local { .. }) {
-            return vec![self.lora_rank; self.clients as usize];
-        }
-        ranks::deal(&self.ranks, self.clients, self.seed)
-    }
-
     /// The learning rate of round `round`, from 1.
     pub fn learning_rate(&self, round: u32) -> f64 {
         let Self { lr_schedule, rounds, lr, lr_min, .. } = *self;
@@ -497,34 +465,6 @@ impl RunConfig {
             return Some(("ranks", problem));
         }
         self.algorithm_problem().or_else(|| self.combination_problem())
-    }
-
-    fn combination_problem(&self) -> Option<(&'static str, String)> {
-        if self.combine == Combine::Stack {
-            return Some(("combine", AggregateError::StackGrows.to_string()));
-        }
-        let (robust, needed) = (self.robust, self.robust.min_clients());
-        if needed > self.sample.min(self.clients) as usize {
-            let problem = format!("{robust} needs {needed} clients in a round: raise sample");
-            return Some(("robust", problem));
-        }
-        for &algorithm in self.algorithms() {
-            if algorithm == Algorithm::Scaffold && !self.ranks.is_empty() {
-                let problem = "scaffold's control variates have one rank: leave ranks out";
-                return Some(("ranks", problem.into()));
-            }
-            if let Algorithm::Local { .. } = algorithm {
-                continue;
-            }
-            match self.combination().check(algorithm) {
-                Err(error @ AggregateError::ClipNorm(_)) => {
-                    return Some(("clip_norm", error.to_string()));
-                }
-                Err(error) => return Some(("combine", error.to_string())),
-                Ok(()) => {}
-            }
-        }
-        None
     }
 
     fn algorithm_problem(&self) -> Option<(&'static str, String)> {
