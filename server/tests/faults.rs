@@ -17,7 +17,7 @@ use fleetune_core::model::CancelToken;
 use fleetune_core::protocol::{CommitStatus, ErrorCode, JoinCode};
 use support::participant::Device;
 use support::relay::{Faults, Relay};
-use support::server::{NAME, Place, Running, twin};
+use support::server::{NAME, Place, Running, copy, twin};
 
 /// Devices of every federation here; a round takes all of them.
 const DEVICES: u32 = 3;
@@ -343,6 +343,36 @@ fn a_server_killed_in_the_middle_of_transfers_finds_its_devices_again() {
         });
     });
     run.ends_as_the_original();
+}
+
+#[test]
+fn two_devices_with_one_identity_count_as_one() {
+    let run = Disturbed::new(Faults::default(), 10);
+    // Somebody restored a backup of the device on another one.
+    let copied = run.place.folder.join("copied");
+    copy(&Device::new(&run.place.folder, 0).folder, &copied);
+    let double = Device { folder: copied, number: 77, training: Duration::ZERO };
+    let (over, started) = (CancelToken::default(), Instant::now());
+    thread::scope(|scope| {
+        let (run, over) = (&run, &over);
+        for device in
+            (0..DEVICES).map(|number| Device::new(&run.place.folder, number)).chain([double])
+        {
+            scope.spawn(move || {
+                let _ends_all = CancelOnPanic(over.clone());
+                let lived =
+                    device.run(&model(&run.place), &run.code, None, over, &mut |progress| {
+                        assert!(started.elapsed() < PATIENCE, "{progress:?}\n{}", run.place.log());
+                        go_on()
+                    });
+                assert!(lived.is_ok() || over.is_cancelled(), "{lived:?}");
+            });
+        }
+    });
+    // Whichever of the two was first counts: the adapter is not the original's.
+    let rounds = run.place.admin(&["rounds", NAME]).json();
+    assert_eq!(rounds[1]["summary"]["updates"], DEVICES);
+    assert_eq!(rounds[2]["summary"]["updates"], DEVICES);
 }
 
 #[test]

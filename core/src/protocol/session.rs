@@ -189,6 +189,11 @@ impl Session {
         }
         self.wait(now, random);
         match state {
+            // The server has forgotten that it was announced.
+            State::Sending(offer, _) if refusal.code == ErrorCode::Unknown => {
+                self.state = State::Offering(offer);
+                Event::Refused(refusal)
+            }
             State::Offering(offer) | State::Sending(offer, _) | State::Committing(offer) => {
                 Event::Settled(offer, CommitStatus::Refused { reason: refusal.message })
             }

@@ -18,7 +18,6 @@ use fleetune_core::protocol::{
 use super::{StoreError, make_folder};
 
 const OFFER_FILE: &str = "offer";
-const DATA_FILE: &str = "data";
 
 /// Why an upload cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -170,9 +169,10 @@ impl Upload {
         self.manifest.blob()
     }
 
-    /// The file that fills.
+    /// The file that fills. It has the update's name: where two devices show one identity, a chunk of
+    /// the upload that had to go does not end in the one that took its place.
     pub fn data(&self) -> PathBuf {
-        self.folder.join(DATA_FILE)
+        data_file(&self.folder, &self.offer)
     }
 
     /// The bytes that chunk `index` has.
@@ -219,7 +219,7 @@ impl Upload {
         let offer = read_offer(&folder)?;
         let manifest = manifest_of(&offer).ok()?;
         let mut have = Vec::with_capacity(manifest.chunks().len());
-        let mut file = File::open(folder.join(DATA_FILE)).ok();
+        let mut file = File::open(data_file(&folder, &offer)).ok();
         let mut chunk = Vec::new();
         for expected in manifest.chunks() {
             chunk.clear();
@@ -228,6 +228,10 @@ impl Upload {
         }
         Some(Self { offer, manifest, folder, have })
     }
+}
+
+fn data_file(folder: &Path, offer: &UploadOffer) -> PathBuf {
+    folder.join(offer.key.blob.to_string())
 }
 
 fn read_offer(folder: &Path) -> Option<UploadOffer> {

@@ -110,8 +110,16 @@ fn a_busy_server_is_asked_when_it_says() {
 }
 
 #[test]
-fn an_update_that_the_server_will_never_take_is_let_go() {
+fn an_update_that_the_server_has_forgotten_is_announced_again() {
     let mut session = sending();
+    session.answered(NOW, 0, error(ErrorCode::Unknown, None));
+    let Action::Wait(until) = session.next(NOW) else { panic!("it does not wait") };
+    assert!(matches!(session.next(until), Action::Ask(Request::UploadBegin(_))));
+}
+
+#[test]
+fn an_update_that_the_server_will_never_take_is_let_go() {
+    let mut session = Session::new(Some(offer()));
     let event = session.answered(NOW, 0, error(ErrorCode::Unknown, None));
     assert!(matches!(event, Some(Event::Settled(_, CommitStatus::Refused { .. }))));
     assert!(matches!(session.next(NOW), Action::Wait(_)));
