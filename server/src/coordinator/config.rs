@@ -241,8 +241,13 @@ impl FederationConfig {
         if check_in.as_millis() == 0 || check_in.as_millis() > u64::from(u32::MAX) {
             return wrong("check_in", "use between 1ms and 49d".into());
         }
-        if let Err(error) = self.rules().check() {
+        let rules = self.rules();
+        if let Err(error) = rules.check() {
             return wrong(error.key, error.problem);
+        }
+        let (robust, needed) = (self.training.robust, self.training.robust.min_clients());
+        if rules.minimum < needed {
+            return wrong("minimum", format!("{robust} needs {needed} updates in every round"));
         }
         if let Some(version) = &self.eligibility.app_version
             && super::eligibility::Version::parse(version).is_none()
@@ -303,6 +308,11 @@ mod tests {
             (
                 "[[federation]]\nname = \"a\"\n[federation.rounds]\nminimum = 9",
                 "line 4: minimum: is more than the target",
+            ),
+            (
+                "[[federation]]\nname = \"a\"\n[federation.rounds]\nminimum = 2\n\
+                 [federation.training]\ncombine = \"product\"\nrobust = \"trimmed:0.2\"",
+                "line 4: minimum: trimmed:0.2 needs 3 updates in every round",
             ),
             (
                 "[[federation]]\nname = \"a\"\n[federation.training]\nsteps = 0",

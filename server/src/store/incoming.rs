@@ -1,6 +1,7 @@
 //! Uploads under way: chunk by chunk into a file, until a commit takes it.
 //!
-//! Each device has room for one. What a chunk's acknowledgement promises is that the server has it
+//! Each device has room for two: where two devices show one identity, each can finish its own, and
+//! neither drives the other out for ever. What a chunk's acknowledgement promises is that the server has it
 //! now; what survives a restart is found by hashing the file again, and what does not is asked for
 //! again. Only a commit promises that an update is kept.
 
@@ -18,6 +19,8 @@ use fleetune_core::protocol::{
 use super::{StoreError, make_folder};
 
 const OFFER_FILE: &str = "offer";
+/// Uploads that a device may have under way.
+const ROOM: usize = 2;
 
 /// Why an upload cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +46,10 @@ pub enum UploadError {
 #[derive(Debug)]
 pub struct Incoming {
     folder: PathBuf,
-    open: Mutex<HashMap<DeviceId, Arc<Mutex<Upload>>>>,
+    open: Mutex<UnderWay>,
 }
+
+type UnderWay = HashMap<(DeviceId, BlobId), Arc<Mutex<Upload>>>;
 
 /// One upload under way.
 #[derive(Debug)]
@@ -61,7 +66,8 @@ impl Incoming {
         Ok(Self { folder: folder.to_owned(), open: Mutex::default() })
     }
 
-    /// Announces an upload. One that was begun before goes on; another one of the device is gone.
+    /// Announces an upload. One that was begun before goes on; of others of the device the oldest are
+    /// gone where there is no room.
     ///
     /// # Errors
     /// When the offer contradicts itself or the disk does not take it.
@@ -77,17 +83,18 @@ impl Incoming {
                 return Ok(known);
             }
         }
-        self.discard(device)?;
-        let folder = self.folder_of(device);
+        self.make_room(device, offer.key.blob)?;
+        let folder = self.folder_of(device, offer.key.blob);
         make_folder(&folder)?;
         let frame = encode_frame(&offer).map_err(|error| UploadError::Offer(error.to_string()))?;
         let have = vec![false; manifest.chunks().len()];
+        let blob = offer.key.blob;
         let upload = Upload { offer, manifest, folder, have };
         fs::write(upload.folder.join(OFFER_FILE), frame)
             .and_then(|()| File::create(upload.data()).map(drop))
             .map_err(StoreError::io("write", &upload.folder))?;
         let upload = Arc::new(Mutex::new(upload));
-        self.lock().insert(device, Arc::clone(&upload));
+        self.lock().insert((device, blob), Arc::clone(&upload));
         Ok(upload)
     }
 
@@ -101,38 +108,52 @@ impl Incoming {
         blob: BlobId,
     ) -> Result<Option<Arc<Mutex<Upload>>>, UploadError> {
         let mut open = self.lock();
-        if let Some(known) = open.get(&device) {
-            return Ok((lock(known).offer.key.blob == blob).then(|| Arc::clone(known)));
+        if let Some(known) = open.get(&(device, blob)) {
+            return Ok(Some(Arc::clone(known)));
         }
-        let folder = self.folder_of(device);
+        let folder = self.folder_of(device, blob);
         let Some(upload) = Upload::restore(folder).filter(|upload| upload.offer.key.blob == blob)
         else {
             return Ok(None);
         };
         let upload = Arc::new(Mutex::new(upload));
-        open.insert(device, Arc::clone(&upload));
+        open.insert((device, blob), Arc::clone(&upload));
         Ok(Some(upload))
     }
 
-    /// Removes the device's upload.
+    /// Removes the device's uploads.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn discard(&self, device: DeviceId) -> Result<(), StoreError> {
         let mut open = self.lock();
-        open.remove(&device);
-        let folder = self.folder_of(device);
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("remove", &folder)(error))
-            }
-            _ => Ok(()),
-        }
+        open.retain(|&(whose, _), _| whose != device);
+        self.folders_of(device)?.iter().try_for_each(|folder| remove(folder))
     }
 
-    /// Forgets what is in memory of the device's upload; the disk remembers.
+    /// Forgets what is in memory of the device's uploads; the disk remembers.
     pub fn forget(&self, device: DeviceId) {
-        self.lock().remove(&device);
+        self.lock().retain(|&(whose, _), _| whose != device);
+    }
+
+    /// Removes an upload `blob` that was begun otherwise, and the device's oldest ones, until there is
+    /// room for one more.
+    fn make_room(&self, device: DeviceId, blob: BlobId) -> Result<(), StoreError> {
+        let mut open = self.lock();
+        open.remove(&(device, blob));
+        let own = self.folder_of(device, blob);
+        remove(&own)?;
+        let mut others = self.folders_of(device)?;
+        // By when they were announced; one that cannot be asked counts as the oldest.
+        others.sort_by_key(|folder| {
+            fs::metadata(folder.join(OFFER_FILE)).and_then(|m| m.modified()).ok()
+        });
+        let surplus = (others.len() + 1).saturating_sub(ROOM);
+        for folder in others.iter().take(surplus) {
+            open.retain(|&(whose, blob), _| self.folder_of(whose, blob) != *folder);
+            remove(folder)?;
+        }
+        Ok(())
     }
 
     /// The blobs whose uploads are under way.
@@ -142,13 +163,33 @@ impl Incoming {
         Ok(offers.map(|offer| offer.key.blob).collect())
     }
 
-    fn folder_of(&self, device: DeviceId) -> PathBuf {
-        self.folder.join(device.to_string())
+    fn folder_of(&self, device: DeviceId, blob: BlobId) -> PathBuf {
+        self.folder.join(format!("{device}-{blob}"))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, Arc<Mutex<Upload>>>> {
+    fn folders_of(&self, device: DeviceId) -> Result<Vec<PathBuf>, StoreError> {
+        let start = format!("{device}-");
+        let entries = fs::read_dir(&self.folder).map_err(StoreError::io("read", &self.folder))?;
+        let paths = entries.filter_map(|entry| {
+            let entry = entry.ok()?;
+            entry.file_name().to_str()?.starts_with(&start).then(|| entry.path())
+        });
+        Ok(paths.collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, UnderWay> {
         // The map is changed in single steps: a panic leaves it whole.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes a folder, which may be gone.
+fn remove(folder: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", folder)(error))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -187,13 +187,20 @@ fn an_upload_goes_on_after_a_restart_with_the_chunks_that_are_whole() {
 }
 
 #[test]
-fn an_upload_replaces_the_devices_other_one() {
+fn two_uploads_of_a_device_go_on_side_by_side_and_a_third_drives_one_out() {
     let (_folder, store) = open();
     let (device, incoming) = (DeviceId([7; 16]), store.incoming().unwrap());
+    let there = |bytes: &[u8]| incoming.find(device, BlobId::of(bytes)).unwrap().is_some();
     incoming.begin(device, offer(b"first")).unwrap();
     incoming.begin(device, offer(b"second")).unwrap();
-    assert!(incoming.find(device, BlobId::of(b"first")).unwrap().is_none());
-    assert!(incoming.find(device, BlobId::of(b"second")).unwrap().is_some());
+    assert!(there(b"first") && there(b"second"));
+    incoming.begin(DeviceId([8; 16]), offer(b"another device's")).unwrap();
+    assert!(there(b"first") && there(b"second"));
+    incoming.begin(device, offer(b"third")).unwrap();
+    assert!(there(b"third"));
+    assert_eq!(usize::from(there(b"first")) + usize::from(there(b"second")), 1);
+    incoming.discard(device).unwrap();
+    assert!(!there(b"first") && !there(b"second") && !there(b"third"));
     let wrong = UploadOffer { size: 1 + CHUNK_LEN, ..offer(b"third") };
     assert!(matches!(incoming.begin(device, wrong), Err(UploadError::Offer(_))));
 }
