@@ -8,7 +8,7 @@ use std::time::Duration;
 use fleetune_core::adapter::{Parameter, ParameterSet};
 use fleetune_core::client::Upload;
 use fleetune_core::protocol::{
-    Assignment, BlobId, CommitStatus, ErrorCode, Request, Response, UploadOffer,
+    Assignment, BlobId, CommitStatus, ErrorCode, Request, Response, RoundAssignment, UploadOffer,
 };
 use fleetune_server::load::{LoadDevice, LoadError, offer};
 use support::server::{Place, Running};
@@ -26,11 +26,18 @@ async fn three(place: &Place) -> (Running, Vec<LoadDevice>) {
     (running, devices)
 }
 
+/// The rounds in which each of the three had an update accepted, until the federation is done.
+async fn all_take_part(place: &Place, devices: &[LoadDevice]) -> [Vec<u32>; 3] {
+    let (a, b, c) = tokio::join!(
+        place.take_part(&devices[0]),
+        place.take_part(&devices[1]),
+        place.take_part(&devices[2])
+    );
+    [a, b, c].map(Result::unwrap)
+}
+
 /// Asks until all of them have work.
-async fn all_at_work(
-    place: &Place,
-    devices: &[LoadDevice],
-) -> Vec<fleetune_core::protocol::RoundAssignment> {
+async fn all_at_work(devices: &[LoadDevice]) -> Vec<RoundAssignment> {
     loop {
         let mut works = Vec::new();
         for device in devices {
@@ -41,7 +48,6 @@ async fn all_at_work(
         if works.len() == devices.len() {
             return works;
         }
-        let _ = place;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -58,13 +64,8 @@ async fn a_federation_runs_to_its_end_and_leaves_a_peft_adapter() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::new(folder.path(), "", "");
     let (running, devices) = three(&place).await;
-    let (a, b, c) = tokio::join!(
-        place.take_part(&devices[0]),
-        place.take_part(&devices[1]),
-        place.take_part(&devices[2])
-    );
-    for rounds in [a, b, c] {
-        assert_eq!(rounds.unwrap(), [1, 2]);
+    for rounds in all_take_part(&place, &devices).await {
+        assert_eq!(rounds, [1, 2]);
     }
     let status = place.admin(&["status"]).json();
     assert_eq!(status[0]["status"], "finished");
@@ -108,7 +109,7 @@ async fn an_update_counts_once_however_often_it_is_handed_in() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::new(folder.path(), "", "");
     let (_running, devices) = three(&place).await;
-    let works = all_at_work(&place, &devices).await;
+    let works = all_at_work(&devices).await;
     let (device, work) = (&devices[0], &works[0]);
     let global = place.global(device, work).await;
     let update = place.update(device, 1, &global);
@@ -129,7 +130,7 @@ async fn a_device_cannot_write_for_another() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::new(folder.path(), "", "");
     let (_running, devices) = three(&place).await;
-    let works = all_at_work(&place, &devices).await;
+    let works = all_at_work(&devices).await;
     let global = place.global(&devices[0], &works[0]).await;
     let update = place.update(&devices[0], 1, &global);
     let offered = offer(&works[0], &update, 5);
@@ -152,7 +153,7 @@ async fn updates_that_cannot_be_are_refused_and_the_round_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::new(folder.path(), "", "minimum = 1\nmax_update_norm = 10.0\n");
     let (_running, devices) = three(&place).await;
-    let works = all_at_work(&place, &devices).await;
+    let works = all_at_work(&devices).await;
     let global = place.global(&devices[0], &works[0]).await;
     // An absurd norm.
     let mut huge = global.clone();
@@ -180,7 +181,7 @@ async fn hostile_requests_are_refused_and_the_connection_lives() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::new(folder.path(), "", "");
     let (_running, devices) = three(&place).await;
-    let works = all_at_work(&place, &devices).await;
+    let works = all_at_work(&devices).await;
     let (device, work) = (&devices[0], &works[0]);
     let update = place.update(device, 1, &place.global(device, work).await);
     let good = offer(work, &update, 5);
@@ -218,7 +219,7 @@ async fn a_straggler_past_its_round_is_told_so_and_does_not_count() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::new(folder.path(), "", "minimum = 1\ndeadline = \"1500ms\"\n");
     let (_running, devices) = three(&place).await;
-    let works = all_at_work(&place, &devices).await;
+    let works = all_at_work(&devices).await;
     let global = place.global(&devices[0], &works[0]).await;
     let update = place.update(&devices[0], 1, &global);
     assert_eq!(devices[0].hand_in(&works[0], &update, 5).await.unwrap(), CommitStatus::Accepted);
@@ -247,7 +248,7 @@ async fn a_late_update_counts_less_in_a_buffer() {
     )
     .with_sample(2);
     let (_running, devices) = three(&place).await;
-    let works = all_at_work(&place, &devices).await;
+    let works = all_at_work(&devices).await;
     let global = place.global(&devices[0], &works[0]).await;
     for i in 0..2 {
         let update = place.update(&devices[i], 1, &global);
@@ -267,7 +268,7 @@ async fn a_revoked_device_is_shut_out_in_the_middle_of_a_round_and_its_update_do
     let folder = tempfile::tempdir().unwrap();
     let place = Place::new(folder.path(), "", "minimum = 1\n");
     let (_running, devices) = three(&place).await;
-    let works = all_at_work(&place, &devices).await;
+    let works = all_at_work(&devices).await;
     let global = place.global(&devices[0], &works[0]).await;
     let update = place.update(&devices[0], 1, &global);
     assert_eq!(devices[0].hand_in(&works[0], &update, 5).await.unwrap(), CommitStatus::Accepted);
@@ -299,12 +300,7 @@ async fn the_operator_pauses_and_goes_back() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::new(folder.path(), "", "");
     let (running, devices) = three(&place).await;
-    let (a, b, c) = tokio::join!(
-        place.take_part(&devices[0]),
-        place.take_part(&devices[1]),
-        place.take_part(&devices[2])
-    );
-    assert!(a.is_ok() && b.is_ok() && c.is_ok());
+    all_take_part(&place, &devices).await;
     let done = place.adapter();
     let wait_for = async |field: &str, value: serde_json::Value| {
         while place.admin(&["status"]).json()[0][field] != value {
@@ -319,13 +315,8 @@ async fn the_operator_pauses_and_goes_back() {
         assert!(matches!(device.check_in(None).await.unwrap(), Assignment::Wait { .. }));
     }
     place.admin(&["resume", "notes"]).json();
-    let (a, b, c) = tokio::join!(
-        place.take_part(&devices[0]),
-        place.take_part(&devices[1]),
-        place.take_part(&devices[2])
-    );
-    for rounds in [a, b, c] {
-        assert_eq!(rounds.unwrap(), [2]);
+    for rounds in all_take_part(&place, &devices).await {
+        assert_eq!(rounds, [2]);
     }
     running.stop();
     assert_eq!(place.adapter(), done, "the same devices make the same of the same adapter");

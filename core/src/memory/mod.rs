@@ -247,6 +247,21 @@ mod tests {
     }
 
     #[test]
+    fn passes_of_sequences_of_one_length_are_multiples_of_it() {
+        with_workload(|workload| {
+            for longest in [100, 256, 300] {
+                let even =
+                    Workload { shortest: longest, longest, batch: 16 * longest, ..*workload };
+                assert!(pass_sizes(&even).all(|tokens| tokens % longest == 0));
+                let plan = plan(&even, None).unwrap();
+                assert_eq!(plan.max_pass_tokens % longest, 0, "{plan:?}");
+            }
+            // Sequences of any length fill a pass to the last token.
+            assert_eq!(fullest(workload, 700), 700);
+        });
+    }
+
+    #[test]
     fn without_a_budget_a_long_sequence_still_fits() {
         with_workload(|workload| {
             let long = Workload { longest: 100_000, batch: 100_000, ..*workload };

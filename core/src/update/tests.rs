@@ -183,17 +183,20 @@ fn with_feedback_nothing_is_lost_over_time() {
     }
 }
 
-#[test]
-fn a_tenth_of_the_values_in_four_bits_takes_three_hundredths_of_f32() {
+/// Normal numbers as a training step leaves them, from sums of a linear congruential sequence.
+fn small_differences() -> Vec<f32> {
     let mut state = 1u64;
     let mut uniform = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
     };
-    let values: Vec<f32> =
-        (0..100_000).map(|_| 1e-4 * (0..6).map(|_| uniform()).sum::<f32>()).collect();
+    (0..100_000).map(|_| 1e-4 * (0..6).map(|_| uniform()).sum::<f32>()).collect()
+}
+
+#[test]
+fn a_tenth_of_the_values_in_four_bits_takes_three_hundredths_of_f32() {
     let codec = "top-k:0.1+int4".parse().unwrap();
-    let message = encode(&set(&[("a", values)]), codec).unwrap();
+    let message = encode(&set(&[("a", small_differences())]), codec).unwrap();
     assert!(message.len() < 400_000 * 3 / 100, "{}", message.len());
 }
 
@@ -269,14 +272,6 @@ fn an_update_from_an_older_global_adapter_is_recognised() {
 
 #[test]
 fn small_differences_take_less_than_two_bytes_a_value() {
-    // Normal numbers as a training step leaves them, from sums of a linear congruential sequence.
-    let mut state = 1u64;
-    let mut uniform = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    let values: Vec<f32> =
-        (0..100_000).map(|_| 1e-4 * (0..6).map(|_| uniform()).sum::<f32>()).collect();
-    let message = encode(&set(&[("a", values)]), Codec::F16).unwrap();
+    let message = encode(&set(&[("a", small_differences())]), Codec::F16).unwrap();
     assert!(message.len() < 185_000, "{}", message.len());
 }

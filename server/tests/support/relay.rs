@@ -3,6 +3,7 @@
 //! gives every device a new address.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -124,7 +125,7 @@ impl Relay {
         }
     }
 
-    /// Packets that arrived so far, in both directions.
+    /// Packets passed on so far, in both directions.
     pub fn passed(&self) -> u64 {
         self.line.passed.load(Ordering::Relaxed)
     }
@@ -141,7 +142,7 @@ impl Line {
             let server = self.server;
             self.pass(&packet[..len], move |bytes| {
                 let socket = socket.clone();
-                async move { socket.send_to(&bytes, server).await.is_ok() }
+                async move { socket.send_to(&bytes, server).await }
             });
         }
     }
@@ -168,13 +169,13 @@ impl Line {
             let line = self.clone();
             self.pass(&packet[..len], move |bytes| {
                 let line = line.clone();
-                async move { line.front.send_to(&bytes, device).await.is_ok() }
+                async move { line.front.send_to(&bytes, device).await }
             });
         }
     }
 
     /// Decides what becomes of a packet.
-    fn pass<F: Future<Output = bool> + Send + 'static>(
+    fn pass<F: Future<Output = io::Result<usize>> + Send + 'static>(
         self: &Arc<Self>,
         packet: &[u8],
         send: impl Fn(Vec<u8>) -> F,
@@ -195,14 +196,15 @@ impl Line {
                 bytes.truncate(random.random_range(0..=bytes.len()));
             }
             let delay = faults.delay + faults.jitter.mul_f64(random.random());
-            let (sending, line) = (send(bytes), self.clone());
+            // Counted before it is sent: whoever has received a packet finds it counted.
+            self.passed.fetch_add(1, Ordering::Relaxed);
+            let sending = send(bytes);
             tokio::spawn(async move {
                 if !delay.is_zero() {
                     tokio::time::sleep(delay).await;
                 }
-                if sending.await {
-                    line.passed.fetch_add(1, Ordering::Relaxed);
-                }
+                // What cannot be sent is lost, as packets are.
+                let _ = sending.await;
             });
         }
     }
