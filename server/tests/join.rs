@@ -12,17 +12,17 @@ use std::process::{Child, Command, Stdio};
 use fleetune_core::client::Progress;
 use fleetune_core::model::CancelToken;
 use fleetune_core::protocol::JoinCode;
+use fleetune_server::hub::Cache;
 use support::participant::Device;
 use support::server::{Place, twin};
 use support::{Ended, fleetune};
 
-/// A place for two devices with rows of their own.
-fn place(folder: &Path) -> Place {
-    let place = Place::new(folder, "steps = 3\nbatch_size = 2", "").with_sample(2);
-    let path = folder.join("serve.toml");
-    let config = std::fs::read_to_string(&path).unwrap();
+/// A place for two devices with rows of their own; `training` is more TOML of that table.
+fn place(folder: &Path, training: &str) -> Place {
+    let training = format!("steps = 3\nbatch_size = 2\n{training}");
+    let place = Place::new(folder, &training, "").with_sample(2);
     // The stand-in's tokens are bytes.
-    std::fs::write(path, config.replace("seq_len = 64", "seq_len = 512")).unwrap();
+    edit_config(&place, "seq_len = 64", "seq_len = 512");
     for (device, topic) in ["rivers", "mountains"].into_iter().enumerate() {
         let rows: Vec<String> = (0..40)
             .map(|i| {
@@ -34,6 +34,13 @@ fn place(folder: &Path) -> Place {
         std::fs::write(folder.join(format!("rows-{device}.jsonl")), rows.join("\n")).unwrap();
     }
     place
+}
+
+fn edit_config(place: &Place, from: &str, to: &str) {
+    let path = place.folder.join("serve.toml");
+    let config = std::fs::read_to_string(&path).unwrap();
+    assert!(config.contains(from), "{config}");
+    std::fs::write(path, config.replace(from, to)).unwrap();
 }
 
 fn state(place: &Place, device: u32) -> PathBuf {
@@ -71,12 +78,13 @@ fn start_until(command: &mut Command, until: &str) -> Child {
     panic!("it ended without {until:?}: {said}");
 }
 
-#[test]
-fn two_devices_take_a_federation_to_its_end_and_one_is_killed_on_the_way() {
+/// Two devices take a federation to its end, once undisturbed, once with one of them killed between
+/// training and upload. The adapter they end with.
+fn with_and_without_a_kill(training: &str) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let original = folder.path().join("original");
     std::fs::create_dir(&original).unwrap();
-    let first = place(&original);
+    let first = place(&original, training);
     let server = first.serve(None, None);
     let code = first.invite(2);
     for number in 0..2 {
@@ -108,13 +116,94 @@ fn two_devices_take_a_federation_to_its_end_and_one_is_killed_on_the_way() {
         server.stop();
         place.adapter()
     });
-    assert!(adapters[0] == adapters[1], "the kill changed the adapter");
+    let [undisturbed, killed] = adapters;
+    assert!(undisturbed == killed, "the kill changed the adapter");
+    undisturbed
+}
+
+#[test]
+fn two_devices_take_a_federation_to_its_end_and_one_is_killed_on_the_way() {
+    let plain = with_and_without_a_kill("");
+    // SCAFFOLD's control variates travel with the adapter and outlive the device's process. In the
+    // first round they are zero, in the second they bend the way.
+    assert!(with_and_without_a_kill("algorithm = \"scaffold\"\nclients = 2") != plain);
+}
+
+#[test]
+fn a_certificate_is_renewed_in_time_and_the_device_stays_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = place(folder.path(), "rounds = 2");
+    edit_config(&place, "sample = 2", "sample = 1");
+    let server = place.serve(None, None);
+    let code = at(&place.invite(1), server.address);
+    let first = Ended::of(join(&place, 0).args(["--rounds", "1"]).arg(code).output().unwrap());
+    assert_eq!(first.json()["accepted"], 1, "{}", first.err);
+    let path = state(&place, 0).join("identity.json");
+    let identity =
+        || -> serde_json::Value { serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap() };
+    let mut old = identity();
+    old["renew_after"] = 1.into();
+    std::fs::write(&path, old.to_string()).unwrap();
+    let second = Ended::of(join(&place, 0).output().unwrap());
+    assert_eq!(second.json()["accepted"], 1, "{}", second.err);
+    let new = identity();
+    assert!(new["renew_after"].as_u64().unwrap() > 1 && new["certificate"] != old["certificate"]);
+    assert_eq!(new["device"], old["device"]);
+    assert_eq!(place.admin(&["devices"]).json().as_array().unwrap().len(), 1);
+    server.stop();
+}
+
+#[test]
+fn a_device_without_the_base_model_fetches_what_it_lacks_of_it() {
+    let model = Cache::of_user().unwrap().models().join("smollm2-135m-instruct");
+    if !model.is_dir() {
+        println!(
+            "skipped: the built-in model is not in the cache (`fleetune model pull` brings it)"
+        );
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let place = place(folder.path(), "rounds = 1");
+    edit_config(&place, "steps = 3", "steps = 1");
+    edit_config(&place, "sample = 2", "sample = 1");
+    edit_config(&place, "seq_len = 512", "seq_len = 64");
+    let file = model.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    edit_config(&place, &format!("{:?}", place.folder.join("model")), &format!("{file:?}"));
+    let server = place.serve(None, None);
+    let code = at(&place.invite(1), server.address);
+    let join = || {
+        let mut command = fleetune(&place.folder.join("cache"));
+        command.arg("join").arg("--state").arg(state(&place, 0));
+        command.args(["--dataset", "instruction", "--data"]).arg(place.folder.join("rows-0.jsonl"));
+        command.args(["--json", "--conditions", "charging,unmetered,idle"]);
+        command
+    };
+    let size = file.metadata().unwrap().len();
+    let models = state(&place, 0).join("models");
+    let part = || -> Option<PathBuf> {
+        let entries = std::fs::read_dir(&models).ok()?.map(|entry| entry.unwrap().path());
+        entries.into_iter().find(|path| path.extension().is_some_and(|end| end == "part"))
+    };
+    let mut killed = join().arg(&code).stderr(Stdio::null()).spawn().unwrap();
+    while part().is_none() {
+        assert!(killed.try_wait().unwrap().is_none(), "it ended: {}", place.log());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(part().is_some(), "it was killed too late to say anything");
+    let ended = Ended::of(join().output().unwrap());
+    assert_eq!(ended.json()["accepted"], 1, "{}", ended.err);
+    let fetched: Vec<_> = std::fs::read_dir(&models).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(fetched.len(), 1, "{fetched:?}");
+    assert_eq!(fetched[0].metadata().unwrap().len(), size);
+    server.stop();
 }
 
 #[test]
 fn a_server_of_another_authority_gets_no_secret() {
     let folder = tempfile::tempdir().unwrap();
-    let place = place(folder.path());
+    let place = place(folder.path(), "");
     let server = place.serve(None, None);
     let mut code = place.invite(1);
     code.authority[0] ^= 1;
@@ -131,7 +220,7 @@ fn a_server_of_another_authority_gets_no_secret() {
 #[test]
 fn what_the_user_has_to_do_is_said() {
     let folder = tempfile::tempdir().unwrap();
-    let place = place(folder.path());
+    let place = place(folder.path(), "");
     let without_code = Ended::of(join(&place, 0).output().unwrap());
     assert!(without_code.error(2).contains("give the join code"), "{}", without_code.err);
 

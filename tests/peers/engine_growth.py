@@ -22,7 +22,7 @@ GROWTH = [
 
 def measure(program, model, precision, settings, budget=None):
     command = [program, "bench", "engine", "--json", "--quiet", "--model", model, "--steps", "1",
-               "--precision", precision]
+               "--stops", "0", "--precision", precision]
     for flag, value in settings.items():
         command += [flag, str(value)]
     if budget:

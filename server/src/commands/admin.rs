@@ -3,21 +3,18 @@
 //! They work on the state folder, whether the server runs or not. A running server sees a new invite
 //! and a revocation with the next request, an order within a second.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use fleetune_core::protocol::{DeviceId, InviteId, JoinCode};
-use serde::Serialize;
+use fleetune_core::protocol::DeviceId;
 use serde_json::json;
 
-use super::serve::{ADDRESSES_NOTE, AUTHORITY_NOTE, identity_folder};
 use super::values::at_least_one;
 use super::{CommandError, CommandResult, Context};
-use crate::coordinator::{Clock, RoundSummary, random};
+use crate::coordinator::RoundSummary;
 use crate::duration::Span;
-use crate::identity::{Authority, Invite, secret_hash};
-use crate::simulate::journal::EvaluationRecord;
-use crate::store::{FederationRow, OrderKind, Outcome, Status, Store};
+use crate::operator::{InviteTerms, Standing, date, invite, order, revoke, standings, summaries};
+use crate::store::{OrderKind, Status, Store, SummaryRow};
 
 /// What `fleetune admin` takes.
 #[derive(Debug, Args)]
@@ -108,66 +105,27 @@ pub fn run(args: AdminArgs, ctx: &Context) -> CommandResult {
     }
     let store = Store::open(state)?;
     match args.command {
-        AdminCommand::Invite(args) => invite(&store, state, args, ctx),
+        AdminCommand::Invite(args) => new_code(&store, args, ctx),
         AdminCommand::Devices => devices(&store, ctx),
-        AdminCommand::Revoke { id } => revoke(&store, id, ctx),
+        AdminCommand::Revoke { id } => {
+            revoke(&store, id)?;
+            Ok(ctx.result(&json!({ "revoked": id.to_string() }), || format!("{id} is revoked"))?)
+        }
         AdminCommand::Status => status(&store, ctx),
         AdminCommand::Rounds { federation } => rounds(&store, &federation, ctx),
-        AdminCommand::Pause { federation } => order(&store, &federation, OrderKind::Pause, ctx),
-        AdminCommand::Resume { federation } => order(&store, &federation, OrderKind::Resume, ctx),
+        AdminCommand::Pause { federation } => ordered(&store, &federation, OrderKind::Pause, ctx),
+        AdminCommand::Resume { federation } => ordered(&store, &federation, OrderKind::Resume, ctx),
         AdminCommand::Rollback { federation, round } => {
-            let row = known(&store, &federation)?;
-            if round >= row.round || store.round(&federation, row.epoch, round)?.is_none() {
-                return Err(CommandError::Usage(format!(
-                    "round {round} of {federation} is not kept: `fleetune admin rounds \
-                     {federation}` lists those that are"
-                )));
-            }
-            order(&store, &federation, OrderKind::Rollback { round }, ctx)
+            ordered(&store, &federation, OrderKind::Rollback { round }, ctx)
         }
     }
 }
 
-fn invite(store: &Store, state: &Path, args: InviteArgs, ctx: &Context) -> CommandResult {
-    if let Some(federation) = &args.federation {
-        known(store, federation)?;
-    }
-    let addresses = match args.address.is_empty() {
-        false => args.address,
-        true => {
-            let noted = store.note(ADDRESSES_NOTE)?.ok_or_else(|| {
-                CommandError::Usage(
-                    "where is the server? Start it once, or name its address with --address \
-                     host:port"
-                        .into(),
-                )
-            })?;
-            noted.split(',').map(str::to_owned).collect()
-        }
-    };
-    let authority = match store.note(AUTHORITY_NOTE)? {
-        Some(fingerprint) => data_encoding::HEXLOWER
-            .decode(fingerprint.as_bytes())
-            .ok()
-            .and_then(|bytes| bytes.try_into().ok())
-            .ok_or_else(|| {
-                anyhow::anyhow!("the state folder's note of its authority is damaged")
-            })?,
-        None => Authority::open(&identity_folder(state), Clock::start().date())?.fingerprint().0,
-    };
-    let (id, secret): (InviteId, [u8; 16]) = (InviteId(random()?), random()?);
-    let code = JoinCode { addresses, authority, invite: id, secret, federation: args.federation };
-    let text = code.to_string();
-    // What devices will not read is not given to them.
-    text.parse::<JoinCode>().map_err(CommandError::usage)?;
-    store.add_invite(&Invite {
-        id,
-        secret_hash: secret_hash(&id, &secret),
-        uses_left: u32::try_from(args.uses).unwrap_or(u32::MAX),
-        expires_at: Clock::start().now() + args.expires.as_millis(),
-        federation: code.federation,
-    })?;
-    Ok(ctx.result(&json!({ "join_code": text }), || text.clone())?)
+fn new_code(store: &Store, args: InviteArgs, ctx: &Context) -> CommandResult {
+    let InviteArgs { uses, expires, federation, address: addresses } = args;
+    let uses = u32::try_from(uses).unwrap_or(u32::MAX);
+    let code = invite(store, InviteTerms { uses, expires, federation, addresses })?.to_string();
+    Ok(ctx.result(&json!({ "join_code": code }), || code.clone())?)
 }
 
 fn devices(store: &Store, ctx: &Context) -> CommandResult {
@@ -202,49 +160,8 @@ fn devices(store: &Store, ctx: &Context) -> CommandResult {
     })?)
 }
 
-fn revoke(store: &Store, device: DeviceId, ctx: &Context) -> CommandResult {
-    if !store.revoke(device, Clock::start().now())? {
-        return Err(CommandError::Usage(format!(
-            "there is no device {device} that could be revoked: see `fleetune admin devices`"
-        )));
-    }
-    Ok(ctx.result(&json!({ "revoked": device.to_string() }), || format!("{device} is revoked"))?)
-}
-
-/// Where a federation stands.
-#[derive(Debug, Serialize)]
-struct Standing {
-    name: String,
-    status: Status,
-    reason: Option<String>,
-    round: u32,
-    training: usize,
-    updates: usize,
-    loss: Option<f64>,
-    evaluation_loss: Option<f64>,
-}
-
 fn status(store: &Store, ctx: &Context) -> CommandResult {
-    let standing = |row: FederationRow| -> Result<Standing, CommandError> {
-        let members = store.members_since(&row.name, row.epoch, row.round)?;
-        let last = store.round(&row.name, row.epoch, row.round - 1)?;
-        let summary: RoundSummary =
-            last.and_then(|last| serde_json::from_str(&last.summary).ok()).unwrap_or_default();
-        let found = store.evaluations(&row.name, row.epoch)?.pop();
-        let found: Option<EvaluationRecord> =
-            found.and_then(|found| serde_json::from_str(&found.found).ok());
-        Ok(Standing {
-            training: members.iter().filter(|m| m.outcome == Outcome::Training).count(),
-            updates: store.counting(&row.name, row.epoch, row.round)?.len(),
-            name: row.name,
-            status: row.status,
-            reason: row.reason,
-            round: row.round,
-            loss: summary.loss,
-            evaluation_loss: found.map(|found| found.score.loss),
-        })
-    };
-    let all = store.federations()?.into_iter().map(standing).collect::<Result<Vec<_>, _>>()?;
+    let all = standings(store)?;
     Ok(ctx.result(&all, || {
         let line = |it: &Standing| {
             let state = match (it.status, &it.reason) {
@@ -270,47 +187,25 @@ fn status(store: &Store, ctx: &Context) -> CommandResult {
 }
 
 fn rounds(store: &Store, federation: &str, ctx: &Context) -> CommandResult {
-    let row = known(store, federation)?;
-    let rows = store.rounds(federation, row.epoch)?;
-    let list: Vec<(u32, RoundSummary, u64)> = rows
-        .iter()
-        .map(|row| {
-            (row.round, serde_json::from_str(&row.summary).unwrap_or_default(), row.closed_at)
-        })
-        .collect();
-    let value: Vec<_> = list
-        .iter()
-        .map(|(round, summary, at)| json!({ "round": round, "closed_at": date(*at), "summary": summary }))
-        .collect();
+    let list = summaries(store, federation)?;
+    let told = |(row, did): &(SummaryRow, RoundSummary)| {
+        let closed_at = date(row.closed_at);
+        json!({ "round": row.round, "closed_at": closed_at, "kept": row.kept, "summary": did })
+    };
+    let value: Vec<_> = list.iter().map(told).collect();
     Ok(ctx.result(&value, || {
-        let line = |(round, summary, at): &(u32, RoundSummary, u64)| {
-            let loss = summary.loss.map_or("-".into(), |loss| format!("{loss:.4}"));
-            format!("{round:>5}  {}  {:>5} updates  loss {loss}", date(*at), summary.updates)
+        let line = |(row, did): &(SummaryRow, RoundSummary)| {
+            let loss = did.loss.map_or("-".into(), |loss| format!("{loss:.4}"));
+            let kept = if row.kept { "" } else { "  (adapter pruned)" };
+            let (round, at, updates) = (row.round, date(row.closed_at), did.updates);
+            format!("{round:>5}  {at}  {updates:>5} updates  loss {loss}{kept}")
         };
         list.iter().map(line).collect::<Vec<_>>().join("\n")
     })?)
 }
 
-fn order(store: &Store, federation: &str, kind: OrderKind, ctx: &Context) -> CommandResult {
-    known(store, federation)?;
-    store.order(federation, kind)?;
+fn ordered(store: &Store, federation: &str, kind: OrderKind, ctx: &Context) -> CommandResult {
+    order(store, federation, kind)?;
     let text = "ordered: the server carries it out as soon as it runs";
     Ok(ctx.result(&json!({ "federation": federation, "ordered": true }), || text.into())?)
-}
-
-fn known(store: &Store, federation: &str) -> Result<FederationRow, CommandError> {
-    store.federation(federation)?.ok_or_else(|| {
-        CommandError::Usage(format!(
-            "no federation named {federation} has begun here: see `fleetune admin status`"
-        ))
-    })
-}
-
-/// A moment as `2026-01-31T12:00:00Z`.
-fn date(milliseconds: u64) -> String {
-    let seconds = i64::try_from(milliseconds / 1000).unwrap_or(i64::MAX);
-    let moment = time::OffsetDateTime::from_unix_timestamp(seconds)
-        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-    let (date, (hour, minute, second)) = (moment.date(), moment.time().as_hms());
-    format!("{date}T{hour:02}:{minute:02}:{second:02}Z")
 }

@@ -21,9 +21,6 @@ use crate::progress::{Progress, Unit};
 use crate::system;
 use crate::training::ComputePrecision;
 
-/// How often a step is stopped, to see how long that takes.
-const STOPS: usize = 9;
-
 /// Arguments of `fleetune bench`.
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true, after_help = "Example:\n  fleetune bench engine")]
@@ -67,6 +64,9 @@ struct EngineBenchArgs {
     /// The most memory to take, base model included, such as 512MiB
     #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
     memory_budget: Option<u64>,
+    /// How often to stop a step on its way, to see how long that takes
+    #[arg(long, value_name = "N", default_value_t = 9)]
+    stops: usize,
 }
 
 #[derive(Debug, Args)]
@@ -113,8 +113,8 @@ struct EngineSpeed {
     peak_rss_bytes: Option<u64>,
     planned_bytes: u64,
     /// From the wish to stop, at moments spread over a step, to standing still: median and longest.
-    stop_seconds: f64,
-    longest_stop_seconds: f64,
+    stop_seconds: Option<f64>,
+    longest_stop_seconds: Option<f64>,
 }
 
 fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
@@ -160,7 +160,7 @@ fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
     progress.finish();
     let peak_rss_bytes = system::peak_rss_bytes();
     let seconds_per_step = median(&mut seconds);
-    let mut stops = measure_stops(trainer, &batch, seconds_per_step)?;
+    let mut stops = measure_stops(trainer, &batch, seconds_per_step, args.stops)?;
     let precision = args.engine.precision;
     let peak_gflops = matrix_peak(precision)?;
     let gflop_per_step = flops(config, &lora, args) * 1e-9;
@@ -181,8 +181,8 @@ fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
         share_of_peak: gflops / peak_gflops,
         peak_rss_bytes,
         planned_bytes: memory.peak_bytes,
-        stop_seconds: median(&mut stops),
-        longest_stop_seconds: stops.iter().copied().fold(0.0, f64::max),
+        stop_seconds: (!stops.is_empty()).then(|| median(&mut stops)),
+        longest_stop_seconds: stops.iter().copied().max_by(f64::total_cmp),
     };
     Ok(ctx.result(&speed, || engine_table(&speed))?)
 }
@@ -192,12 +192,13 @@ fn measure_stops(
     mut trainer: Trainer<'_>,
     batch: &[TokenizedExample],
     step_seconds: f64,
+    count: usize,
 ) -> Result<Vec<f64>, CommandError> {
-    let mut stops = Vec::with_capacity(STOPS);
-    for i in 0..STOPS {
+    let mut stops = Vec::new();
+    for i in 0..count {
         let cancel = CancelToken::default();
         trainer = trainer.with_cancel(cancel.clone());
-        let moment = Duration::from_secs_f64(step_seconds * (i as f64 + 0.5) / STOPS as f64);
+        let moment = Duration::from_secs_f64(step_seconds * (i as f64 + 0.5) / count as f64);
         let asked = std::thread::spawn(move || {
             std::thread::sleep(moment);
             cancel.cancel();
@@ -282,11 +283,10 @@ fn engine_table(speed: &EngineSpeed) -> String {
         ),
     ];
     let planned = HumanBytes(speed.planned_bytes);
-    lines.push(format!(
-        "  stops within    {:.0} ms (longest {:.0} ms)",
-        1e3 * speed.stop_seconds,
-        1e3 * speed.longest_stop_seconds
-    ));
+    if let (Some(median), Some(longest)) = (speed.stop_seconds, speed.longest_stop_seconds) {
+        let (median, longest) = (1e3 * median, 1e3 * longest);
+        lines.push(format!("  stops within    {median:.0} ms (longest {longest:.0} ms)"));
+    }
     lines.push(match speed.peak_rss_bytes {
         Some(peak) => format!("  peak memory     {} (planned {planned})", HumanBytes(peak)),
         None => format!("  planned memory  {planned}"),

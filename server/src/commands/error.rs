@@ -8,6 +8,7 @@ use fleetune_core::data::DatasetError;
 
 use crate::hub::HubError;
 use crate::interrupt;
+use crate::operator::OperatorError;
 use crate::output::OutputError;
 use crate::progress;
 
@@ -38,6 +39,9 @@ impl<E: Into<anyhow::Error>> From<E> for CommandError {
             Some(HubError::Name(_)) => return Self::Usage(describe(&error)),
             Some(HubError::Interrupted) => return Self::Interrupted(describe(&error)),
             _ => {}
+        }
+        if error.downcast_ref::<OperatorError>().is_some_and(OperatorError::is_usage) {
+            return Self::Usage(describe(&error));
         }
         match error.downcast_ref::<DatasetError>() {
             // Files that are at fault.

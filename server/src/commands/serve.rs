@@ -1,6 +1,7 @@
 //! `fleetune serve`: federations over QUIC.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,19 +14,21 @@ use serde_json::json;
 use super::engine::{check_context, find_model};
 use super::evaluator::HeldOut;
 use super::{CommandError, CommandResult, Context};
-use crate::coordinator::config::{FederationConfig, ServeConfig};
+use crate::coordinator::config::{FederationConfig, PageAddress, ServeConfig};
 use crate::coordinator::{BaseModel, Coordinator, Evaluate, FederationError, Offered, random};
-use crate::identity::{Authority, reset_secret};
+use crate::identity::{Authority, kept_secret};
 use crate::interrupt::Interrupt;
+use crate::operator::{identity_folder, leave_addresses, leave_authority};
 use crate::output;
 use crate::progress::note;
 use crate::store::Store;
-use crate::transport::{MetricsPage, Server};
+use crate::transport::Server;
+use crate::web::{Site, Token, metrics, page};
 
-/// Where a server leaves its addresses for `fleetune admin invite`.
-pub const ADDRESSES_NOTE: &str = "addresses";
 /// Threads that wait for the disk.
 const DISK_THREADS: usize = 16;
+/// Where the secret lies by which devices learn that the server forgot their connection.
+const RESET_SECRET: &str = "reset-secret";
 
 /// What `fleetune serve` takes.
 #[derive(Debug, Args)]
@@ -44,7 +47,7 @@ pub struct ServeArgs {
     state: Option<PathBuf>,
     /// Address to listen on [default: as the configuration says]
     #[arg(long, value_name = "ADDRESS:PORT")]
-    listen: Option<std::net::SocketAddr>,
+    listen: Option<SocketAddr>,
 }
 
 /// Runs the command.
@@ -67,29 +70,41 @@ pub fn run(args: ServeArgs, ctx: &Context) -> CommandResult {
         .max_blocking_threads(DISK_THREADS)
         .enable_all()
         .build()?;
-    let server = {
-        let _inside = runtime.enter();
-        let hosts = hosts(&config.addresses);
-        let secret = reset_secret(&identity_folder(&config.state), random()?)?;
-        Server::bind(Arc::clone(&coordinator), config.listen, hosts, &secret)?
-    };
+    // Listeners are made within the runtime that drives them.
+    let inside = runtime.enter();
+    let hosts = hosts(&config.addresses);
+    let secret = kept_secret(&identity_folder(&config.state), RESET_SECRET, random::<64>()?)?;
+    let server = Server::bind(Arc::clone(&coordinator), config.listen, hosts, &secret)?;
     let listening = server.local_addr()?;
     let addresses = match config.addresses.is_empty() {
         true => vec![reachable(listening)],
         false => config.addresses.clone(),
     };
-    coordinator.store().set_note(ADDRESSES_NOTE, &addresses.join(","))?;
+    leave_addresses(coordinator.store(), &addresses)?;
     if let Some(address) = config.metrics {
-        let page = MetricsPage::bind(Arc::clone(&coordinator), address)
-            .map_err(|error| CommandError::Usage(format!("cannot listen on {address}: {error}")))?;
-        note(format!("metrics at http://{}/metrics", page.local_addr()?));
-        page.run(interrupt.clone())?;
+        let site = Site::bind(address, metrics(Arc::clone(&coordinator)))
+            .map_err(|error| cannot_listen(address, &error))?;
+        note(format!("metrics at http://{}/metrics", site.local_addr()?));
+        runtime.spawn(site.run(interrupt.clone()));
     }
+    let page = open_page(config.page, &config.state, &coordinator)?;
+    let page_url = match page {
+        Some((site, token)) => {
+            let url = format!("http://{}/#{}", site.local_addr()?, token.as_str());
+            runtime.spawn(site.run(interrupt.clone()));
+            note(format!("operator's page at {url}"));
+            Some(url)
+        }
+        None => None,
+    };
+    drop(inside);
     let drivers = coordinator.drive(&interrupt)?;
     let names: Vec<&str> = coordinator.federations().map(|f| f.name()).collect();
     let names = names.join(", ");
     match ctx.json {
-        true => output::json(&json!({ "listening": listening, "addresses": addresses }))?,
+        true => output::json(
+            &json!({ "listening": listening, "addresses": addresses, "page": page_url }),
+        )?,
         false => output::line(format!("serving {names} on {listening}"))?,
     }
     note("devices join with a code of: fleetune admin invite");
@@ -102,6 +117,34 @@ pub fn run(args: ServeArgs, ctx: &Context) -> CommandResult {
     Ok(())
 }
 
+/// The operator's page and its token, where there is to be one.
+fn open_page(
+    address: PageAddress,
+    state: &Path,
+    coordinator: &Arc<Coordinator>,
+) -> Result<Option<(Site, Token)>, CommandError> {
+    let token = Token::open(state)?;
+    let bind = |address| Site::bind(address, page(Arc::clone(coordinator), token.clone()));
+    let site = match address {
+        PageAddress::Off => return Ok(None),
+        PageAddress::At(address) => {
+            if !address.ip().is_loopback() {
+                note("the page is plain HTTP: keep it behind a proxy that encrypts");
+            }
+            bind(address).map_err(|error| cannot_listen(address, &error))?
+        }
+        PageAddress::Default => {
+            let any_port = SocketAddr::new(PageAddress::LOOPBACK.ip(), 0);
+            bind(PageAddress::LOOPBACK).or_else(|_| bind(any_port))?
+        }
+    };
+    Ok(Some((site, token)))
+}
+
+fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> CommandError {
+    CommandError::Usage(format!("cannot listen on {address}: {error}"))
+}
+
 /// Opens the state folder and the authority.
 fn open_state(config: &ServeConfig) -> Result<(Store, Authority), CommandError> {
     let store = Store::open(&config.state)?;
@@ -111,17 +154,8 @@ fn open_state(config: &ServeConfig) -> Result<(Store, Authority), CommandError> 
         _ => Authority::open(&identity_folder(&config.state), now),
     };
     let authority = authority.map_err(CommandError::usage)?;
-    // The operator's commands make invites for this authority.
-    store.set_note(AUTHORITY_NOTE, &data_encoding::HEXLOWER.encode(&authority.fingerprint().0))?;
+    leave_authority(&store, &authority)?;
     Ok((store, authority))
-}
-
-/// Where a server leaves its authority's fingerprint for `fleetune admin invite`.
-pub const AUTHORITY_NOTE: &str = "authority";
-
-/// Where the authority lies in a state folder.
-pub fn identity_folder(state: &Path) -> PathBuf {
-    state.join("identity")
 }
 
 /// The base model of a federation, and who measures on it.
@@ -186,7 +220,7 @@ fn hosts(addresses: &[String]) -> Vec<String> {
 }
 
 /// Where this machine reaches the server that listens on `listening`.
-fn reachable(listening: std::net::SocketAddr) -> String {
+fn reachable(listening: SocketAddr) -> String {
     match listening.ip().is_unspecified() {
         true => format!("127.0.0.1:{}", listening.port()),
         false => listening.to_string(),

@@ -18,7 +18,7 @@ use super::federation::{Federation, Start, Starts, losses, store_round};
 use crate::aggregate::ServerState;
 use crate::fault;
 use crate::round::{Phase, Rules, Step};
-use crate::store::{EvaluationRow, MemberRow, Outcome, Status, StoreError};
+use crate::store::{EvaluationRow, MemberRow, Outcome, Status, StoreError, SummaryRow};
 
 /// What a round did, as the store keeps it for people.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -30,12 +30,23 @@ pub struct RoundSummary {
     pub folded: usize,
     /// Rows they were trained on.
     pub rows: u64,
+    /// Bytes of the updates, as they came.
+    pub bytes: u64,
     /// Mean training loss, by what the loss is a mean over; nats.
     pub loss: Option<f64>,
     /// L2 norm of the step that the shared adapter took.
     pub step_norm: f64,
     /// Time for the aggregation, seconds.
     pub seconds: f64,
+}
+
+impl RoundSummary {
+    /// As the store keeps it.
+    pub(super) fn row(&self, round: u32, closed_at: u64) -> SummaryRow {
+        // A struct of numbers becomes JSON without fail.
+        let summary = serde_json::to_string(self).unwrap_or_default();
+        SummaryRow { round, summary, closed_at, kept: true }
+    }
 }
 
 impl Coordinator {
@@ -80,9 +91,12 @@ impl Coordinator {
         let members = self.store.counting(name, epoch, round)?;
         for member in &members {
             let Some(origin) = starts.get(&member.round) else { continue };
-            let Some((mut adapter, control)) = self.read_update(federation, member, origin)? else {
+            let Some((bytes, (mut adapter, control))) =
+                self.read_update(federation, member, origin)?
+            else {
                 continue;
             };
+            summary.bytes += bytes;
             if member.round != round {
                 // FedBuff: the change that was made to an older adapter counts less.
                 let weight = Rules::staleness_weight(round - member.round) as f32;
@@ -102,11 +116,11 @@ impl Coordinator {
         let (next, aggregated) = federation.aggregator.finish(&state, sums)?;
         summary.step_norm = aggregated.step_norm;
         summary.seconds = started.elapsed().as_secs_f64();
-        let text = serde_json::to_string(&summary).unwrap_or_default();
-        let row = store_round(&self.store, round, &next, text, self.clock.now())?;
+        let row = store_round(&self.store, round, &next)?;
+        let did = summary.row(round, self.clock.now());
         fault::point("after-state-written");
         let finished = (round >= training.rounds).then(|| format!("all {round} rounds are done"));
-        self.store.close_round(name, epoch, &row, oldest, finished.as_deref())?;
+        self.store.close_round(name, epoch, &row, &did, oldest, finished.as_deref())?;
         fault::point("after-round-closed");
 
         let mut current = federation.lock();
@@ -137,18 +151,18 @@ impl Coordinator {
         self.prune(federation, epoch, round)
     }
 
-    /// An update from the disk. `None` where the file was damaged there: it is recorded and left out,
+    /// An update from the disk, with the bytes that it took. `None` where the file was damaged there: it is recorded and left out,
     /// for nobody can bring it back.
     fn read_update(
         &self,
         federation: &Federation,
         member: &MemberRow,
         origin: &Arc<Start>,
-    ) -> Result<Option<Update>, FederationError> {
+    ) -> Result<Option<(u64, Update)>, FederationError> {
         let Some(blob) = member.blob else { return Ok(None) };
         let problem = match self.store.blobs().read(blob) {
             Ok(bytes) => match federation.examine(&bytes, origin) {
-                Ok(update) => return Ok(Some(update)),
+                Ok(update) => return Ok(Some((bytes.len() as u64, update))),
                 Err(problem) => problem,
             },
             Err(error @ StoreError::Blob { .. }) => error.to_string(),

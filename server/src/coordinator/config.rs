@@ -1,6 +1,6 @@
 //! `serve.toml`: what a server serves, and within which limits.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use fleetune_core::protocol::MAX_NAME;
@@ -30,12 +30,46 @@ pub struct ServeConfig {
     pub ca_key: Option<PathBuf>,
     /// Address of the metrics for Prometheus (TCP); absent, there are none.
     pub metrics: Option<SocketAddr>,
+    /// The operator's page.
+    #[serde(default)]
+    pub page: PageAddress,
     /// What devices may take up.
     #[serde(default)]
     pub limits: Limits,
     /// The federations.
     #[serde(rename = "federation")]
     pub federations: Vec<FederationConfig>,
+}
+
+/// Where the operator's page is (TCP).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum PageAddress {
+    /// Port 4434 of this machine alone, or any free port where another program has that one.
+    #[default]
+    Default,
+    /// There is none: `off`.
+    Off,
+    /// As the operator says.
+    At(SocketAddr),
+}
+
+impl PageAddress {
+    /// The default's address.
+    pub const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4434);
+}
+
+impl TryFrom<String> for PageAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "off" => Ok(Self::Off),
+            address => address.parse().map(Self::At).map_err(|_| {
+                format!("{address:?} is neither \"off\" nor an address such as \"127.0.0.1:4434\"")
+            }),
+        }
+    }
 }
 
 /// What devices may take up.
@@ -298,6 +332,7 @@ mod tests {
     fn wrong_values_are_named_with_their_line() {
         for (text, expected) in [
             ("state = \"x\"", "missing field `federation`"),
+            ("page = \"here\"\n[[federation]]\nname = \"a\"", "\"here\" is neither \"off\" nor"),
             ("[[federation]]\nname = \"a b\"", "line 2: name: \"a b\" is no name"),
             ("[[federation]]\nname = \"a\"\n[[federation]]\nname = \"a\"", "two federations"),
             ("[[federation]]\nname = \"a\"\ncolour = 1", "unknown field `colour`"),

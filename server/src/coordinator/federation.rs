@@ -11,6 +11,7 @@ use fleetune_core::protocol::{
 };
 use fleetune_core::update::decode;
 
+use super::close::RoundSummary;
 use super::config::FederationConfig;
 use super::eligibility::obstacle;
 use super::error::{FederationError, RequestError};
@@ -447,8 +448,9 @@ fn begin(
         None => Adapter::new(lora.clone(), model, derived(training.seed, Choice::Adapter, &[]))?,
     };
     let state = aggregator.initial_state(&adapter.parameters)?;
-    let row = store_round(store, 0, &state, "{}".into(), now)?;
-    store.begin_federation(&config.name, &training.to_toml()?, &row)?;
+    let row = store_round(store, 0, &state)?;
+    let summary = RoundSummary::default().row(0, now);
+    store.begin_federation(&config.name, &training.to_toml()?, &row, &summary)?;
     let row = store.federation(&config.name)?;
     row.ok_or_else(|| FederationError::NoRound { name: config.name.clone(), round: 0 })
 }
@@ -472,8 +474,6 @@ pub fn store_round(
     store: &Store,
     round: u32,
     state: &ServerState,
-    summary: String,
-    now: u64,
 ) -> Result<RoundRow, FederationError> {
     let download = Download::encode(&state.global(), state.control().as_ref())?;
     let blobs = store.blobs();
@@ -484,7 +484,5 @@ pub fn store_round(
         adapter: blobs.put(&download.adapter)?,
         control,
         state: blobs.put(&state.to_bytes()?)?.id,
-        summary,
-        closed_at: now,
     })
 }

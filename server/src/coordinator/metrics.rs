@@ -45,6 +45,16 @@ impl Metrics {
         self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Bytes of updates so far.
+    pub fn bytes_received(&self) -> u64 {
+        self.bytes_received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of adapters and models so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.load(Ordering::Relaxed)
+    }
+
     /// A round's driver failed and tries again.
     pub(super) fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);

@@ -20,8 +20,7 @@ use super::{Fingerprint, device_of_key};
 
 /// The authority's certificate in its folder.
 const CERTIFICATE_FILE: &str = "ca.pem";
-/// The secret behind stateless resets in the same folder.
-const RESET_FILE: &str = "reset-secret";
+
 /// The authority's private key in its folder.
 const KEY_FILE: &str = "ca-key.pem";
 
@@ -258,19 +257,23 @@ fn sign_error(error: rcgen::Error) -> AuthorityError {
     AuthorityError::Sign(error.to_string())
 }
 
-/// The secret in `folder` with which a server tells devices that it was restarted; `fresh` where there
-/// is none yet.
+/// A secret that stays the same over restarts: the file `name` in `folder`, with `fresh` on first use.
+/// Readable by its owner alone.
 ///
 /// # Errors
 /// When it cannot be read or written.
-pub fn reset_secret(folder: &Path, fresh: [u8; 64]) -> Result<Vec<u8>, AuthorityError> {
-    let path = folder.join(RESET_FILE);
+pub fn kept_secret<const N: usize>(
+    folder: &Path,
+    name: &str,
+    fresh: [u8; N],
+) -> Result<Vec<u8>, AuthorityError> {
+    let path = folder.join(name);
     match fs::read(&path) {
-        Ok(secret) if secret.len() == fresh.len() => Ok(secret),
+        Ok(secret) if secret.len() == N => Ok(secret),
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(AuthorityError::Io { action: "read", path, source: error })
         }
-        // A secret that was cut short is as good as none: devices find out by the silence.
+        // One that was cut short is as good as none.
         _ => {
             fs::create_dir_all(folder).map_err(|source| AuthorityError::Io {
                 action: "make",

@@ -10,7 +10,7 @@ mod device;
 mod invite;
 
 pub use authority::{
-    Authority, AuthorityError, DEVICE_VALIDITY, DeviceCertificate, ServerCertificate, reset_secret,
+    Authority, AuthorityError, DEVICE_VALIDITY, DeviceCertificate, ServerCertificate, kept_secret,
 };
 pub use device::{Fingerprint, device_of_key};
 pub use invite::{Invite, secret_hash};

@@ -1,11 +1,12 @@
 //! `report.html`: one file that shows a run, or several side by side, without anything beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{Display, Write};
+use std::fmt::Write;
 
 use super::chart::{BarChart, HeatMap, LineChart, Series};
 use super::comparison::Comparison;
 use super::history::History;
+use super::parts::{self, Card, Tile, cell, table};
 use super::text::{self, Escaped};
 use crate::evaluate::result::shown;
 use crate::simulate::journal::Answer;
@@ -77,9 +78,6 @@ struct Page {
     html: String,
 }
 
-/// A chart with its heading.
-type Card = Option<(&'static str, String)>;
-
 impl Page {
     fn new(heading: &Heading) -> Self {
         let title = Escaped(&heading.title);
@@ -98,40 +96,16 @@ impl Page {
     }
 
     fn tiles(&mut self, tiles: &[Tile]) {
-        self.html.push_str(r#"<section class="tiles">"#);
-        for tile in tiles {
-            let _ = write!(
-                self.html,
-                r#"<div class="tile"><span>{}</span><b>{}</b><em class="{}">{}</em></div>"#,
-                Escaped(tile.name),
-                Escaped(&tile.value),
-                tile.verdict,
-                Escaped(&tile.detail),
-            );
-        }
-        self.html.push_str("</section>\n");
+        parts::tiles(&mut self.html, tiles);
     }
 
     /// Charts beside each other; those without content are left out.
     fn cards<const N: usize>(&mut self, cards: [Card; N]) {
-        let present: Vec<_> = cards.into_iter().flatten().collect();
-        if present.is_empty() {
-            return;
-        }
-        self.html.push_str(r#"<div class="grid2">"#);
-        for (title, content) in present {
-            self.card(title, None, Some(content));
-        }
-        self.html.push_str("</div>\n");
+        parts::cards(&mut self.html, cards);
     }
 
     fn card(&mut self, title: &str, about: Option<String>, content: Option<String>) {
-        let Some(content) = content else { return };
-        let _ = write!(self.html, r#"<section class="card"><h2>{}</h2>"#, Escaped(title));
-        if let Some(about) = about {
-            let _ = write!(self.html, r#"<p class="about">{}</p>"#, Escaped(&about));
-        }
-        let _ = writeln!(self.html, "{content}</section>");
+        parts::card(&mut self.html, title, about.as_deref(), content);
     }
 
     fn configuration(&mut self, config: &str) {
@@ -149,21 +123,6 @@ impl Page {
             env!("CARGO_PKG_VERSION"),
         );
         self.html
-    }
-}
-
-/// A headline number.
-struct Tile {
-    name: &'static str,
-    value: String,
-    detail: String,
-    /// Style class: `good`, `bad` or none.
-    verdict: &'static str,
-}
-
-impl Tile {
-    fn plain(name: &'static str, value: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { name, value: value.into(), detail: detail.into(), verdict: "" }
     }
 }
 
@@ -380,25 +339,6 @@ fn client_losses(history: &History) -> Option<String> {
 }
 
 /// A table of rows of cells that are HTML already.
-fn table(headings: &[&str], rows: impl Iterator<Item = (&'static str, Vec<String>)>) -> String {
-    let mut html = r#"<div class="wide"><table><thead><tr>"#.to_owned();
-    for heading in headings {
-        let _ = write!(html, "<th>{}</th>", Escaped(heading));
-    }
-    html.push_str("</tr></thead><tbody>");
-    for (class, cells) in rows {
-        let _ = write!(html, r#"<tr class="{class}">"#);
-        html.extend(cells);
-        html.push_str("</tr>");
-    }
-    html.push_str("</tbody></table></div>");
-    html
-}
-
-fn cell(value: impl Display) -> String {
-    format!("<td>{}</td>", Escaped(&value.to_string()))
-}
-
 fn before_and_after(history: &History) -> Option<String> {
     let (before, after) = (history.before()?, history.after()?);
     let row = |name: &str, before: Option<&_>, after: Option<&_>| -> Option<Vec<String>> {

@@ -1,9 +1,10 @@
-//! Federations, their rounds and what evaluations found.
+//! Federations and what evaluations found.
 
-use fleetune_core::protocol::{AttemptToken, Blob, BlobId, DeviceId};
+use fleetune_core::protocol::{AttemptToken, BlobId, DeviceId};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
-use super::{Store, StoreError};
+use super::rounds::insert_round;
+use super::{RoundRow, Store, StoreError, SummaryRow};
 
 /// Whether a federation goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -52,23 +53,6 @@ pub struct FederationRow {
     pub reason: Option<String>,
     /// When the round's time is over, milliseconds since 1970; absent before devices are selected.
     pub deadline: Option<u64>,
-}
-
-/// What a round left.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RoundRow {
-    /// The round; 0 is the beginning.
-    pub round: u32,
-    /// The shared adapter after it, as devices receive it.
-    pub adapter: Blob,
-    /// SCAFFOLD: the server's control variate after it, as devices receive it.
-    pub control: Option<Blob>,
-    /// The aggregator's state after it.
-    pub state: BlobId,
-    /// What happened in it, JSON.
-    pub summary: String,
-    /// When it was closed, milliseconds since 1970.
-    pub closed_at: u64,
 }
 
 /// What the evaluation after a round found.
@@ -120,6 +104,7 @@ impl Store {
         name: &str,
         training: &str,
         beginning: &RoundRow,
+        summary: &SummaryRow,
     ) -> Result<(), StoreError> {
         self.write(|db| {
             db.execute(
@@ -127,7 +112,7 @@ impl Store {
                  VALUES (?1, ?2, 0, 1, 'running')",
                 [name, training],
             )?;
-            insert_round(db, name, 0, beginning)
+            insert_round(db, name, 0, beginning, summary)
         })
     }
 
@@ -205,15 +190,16 @@ impl Store {
         name: &str,
         epoch: u32,
         closed: &RoundRow,
+        summary: &SummaryRow,
         oldest: u32,
         finished: Option<&str>,
     ) -> Result<(), StoreError> {
         self.write(|db| {
-            insert_round(db, name, epoch, closed)?;
+            insert_round(db, name, epoch, closed, summary)?;
             db.execute(
                 "UPDATE members SET outcome = 'dropped', ended_at = ?4
                  WHERE federation = ?1 AND epoch = ?2 AND round < ?3 AND outcome = 'training'",
-                params![name, epoch, oldest, closed.closed_at as i64],
+                params![name, epoch, oldest, summary.closed_at as i64],
             )?;
             db.execute(
                 "UPDATE federations SET round = ?2, deadline = NULL WHERE name = ?1",
@@ -242,13 +228,11 @@ impl Store {
     ) -> Result<(), StoreError> {
         let next = epoch + 1;
         self.write(|db| {
-            for table in ["rounds", "evaluations"] {
-                let columns = match table {
-                    "rounds" => {
-                        "adapter, adapter_size, control, control_size, state, summary, closed_at"
-                    }
-                    _ => "found",
-                };
+            for (table, columns) in [
+                ("rounds", "adapter, adapter_size, control, control_size, state"),
+                ("summaries", "summary, closed_at"),
+                ("evaluations", "found"),
+            ] {
                 db.execute(
                     &format!(
                         "INSERT INTO {table} (federation, epoch, round, {columns})
@@ -276,72 +260,6 @@ impl Store {
             )?;
             Ok(())
         })
-    }
-
-    /// What a round left; `None` where it has not been closed or was pruned.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn round(
-        &self,
-        name: &str,
-        epoch: u32,
-        round: u32,
-    ) -> Result<Option<RoundRow>, StoreError> {
-        self.read(|db| {
-            db.prepare_cached(
-                "SELECT round, adapter, adapter_size, control, control_size, state, summary, closed_at
-                 FROM rounds WHERE federation = ?1 AND epoch = ?2 AND round = ?3",
-            )?
-            .query_row(params![name, epoch, round], round_row)
-            .optional()
-        })
-    }
-
-    /// What the rounds of an epoch left, oldest first.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn rounds(&self, name: &str, epoch: u32) -> Result<Vec<RoundRow>, StoreError> {
-        self.read(|db| {
-            let mut query = db.prepare(
-                "SELECT round, adapter, adapter_size, control, control_size, state, summary, closed_at
-                 FROM rounds WHERE federation = ?1 AND epoch = ?2 ORDER BY round",
-            )?;
-            let rows = query.query_map(params![name, epoch], round_row)?;
-            rows.collect()
-        })
-    }
-
-    /// Forgets what rounds of an epoch left that are older than `before`, but for the beginning. The
-    /// blobs that nothing names any more.
-    ///
-    /// # Errors
-    /// When the database cannot be written.
-    pub fn prune_rounds(
-        &self,
-        name: &str,
-        epoch: u32,
-        before: u32,
-    ) -> Result<Vec<BlobId>, StoreError> {
-        let old = self.rounds(name, epoch)?;
-        let old = old.into_iter().filter(|row| row.round > 0 && row.round < before);
-        let old: Vec<BlobId> = old
-            .flat_map(|row| {
-                [Some(row.adapter.id), Some(row.state), row.control.map(|blob| blob.id)]
-            })
-            .flatten()
-            .collect();
-        self.write(|db| {
-            db.execute(
-                "DELETE FROM rounds
-                 WHERE federation = ?1 AND epoch = ?2 AND round > 0 AND round < ?3",
-                params![name, epoch, before],
-            )?;
-            Ok(())
-        })?;
-        let named = self.named_blobs()?;
-        Ok(old.into_iter().filter(|blob| !named.contains(blob)).collect())
     }
 
     /// Keeps what the evaluation after a round found.
@@ -406,32 +324,6 @@ fn set_deadline(db: &Transaction<'_>, name: &str, deadline: u64) -> rusqlite::Re
     Ok(())
 }
 
-fn insert_round(
-    db: &Transaction<'_>,
-    name: &str,
-    epoch: u32,
-    row: &RoundRow,
-) -> rusqlite::Result<()> {
-    db.execute(
-        "INSERT INTO rounds (federation, epoch, round, adapter, adapter_size, control, control_size,
-                             state, summary, closed_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-        params![
-            name,
-            epoch,
-            row.round,
-            row.adapter.id.0,
-            row.adapter.size as i64,
-            row.control.map(|blob| blob.id.0),
-            row.control.map(|blob| blob.size as i64),
-            row.state.0,
-            row.summary,
-            row.closed_at as i64
-        ],
-    )?;
-    Ok(())
-}
-
 fn federation_row(row: &Row<'_>) -> rusqlite::Result<FederationRow> {
     Ok(FederationRow {
         name: row.get(0)?,
@@ -441,18 +333,5 @@ fn federation_row(row: &Row<'_>) -> rusqlite::Result<FederationRow> {
         status: Status::from_name(row.get_ref(4)?.as_str()?),
         reason: row.get(5)?,
         deadline: row.get::<_, Option<i64>>(6)?.map(|at| at.max(0) as u64),
-    })
-}
-
-fn round_row(row: &Row<'_>) -> rusqlite::Result<RoundRow> {
-    let blob = |id: [u8; 32], size: i64| Blob { id: BlobId(id), size: size.max(0) as u64 };
-    let control: (Option<[u8; 32]>, Option<i64>) = (row.get(3)?, row.get(4)?);
-    Ok(RoundRow {
-        round: row.get(0)?,
-        adapter: blob(row.get(1)?, row.get(2)?),
-        control: control.0.zip(control.1).map(|(id, size)| blob(id, size)),
-        state: BlobId(row.get(5)?),
-        summary: row.get(6)?,
-        closed_at: row.get::<_, i64>(7)?.max(0) as u64,
     })
 }

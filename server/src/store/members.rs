@@ -3,7 +3,7 @@
 use fleetune_core::protocol::{AttemptToken, BlobId, CommitStatus, DeviceId};
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Store, StoreError};
+use super::{FederationRow, Store, StoreError};
 
 /// What became of a device's part in a round.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +82,26 @@ pub struct MemberRow {
     pub counts_in: Option<u32>,
 }
 
+/// How many parts in a round ended in one way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutcomeCount {
+    /// The round.
+    pub round: u32,
+    /// What became of them; a reason is left out.
+    pub outcome: Outcome,
+    /// How many.
+    pub parts: u64,
+}
+
+/// A part in a round that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// The part.
+    pub member: MemberRow,
+    /// When it ended, milliseconds since 1970.
+    pub at: u64,
+}
+
 const COLUMNS: &str =
     "attempt, federation, epoch, round, device, outcome, reason, blob, samples, report, counts_in";
 
@@ -135,6 +155,52 @@ impl Store {
                  WHERE federation = ?1 AND epoch = ?2 AND counts_in = ?3 ORDER BY device, round"
             ))?;
             let rows = query.query_map(params![federation, epoch, round], member_row)?;
+            rows.collect()
+        })
+    }
+
+    /// What became of the parts in a federation's rounds, by round. Rounds that a rollback kept count
+    /// as they went in their own epoch; those that it forgot do not.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn outcomes(&self, federation: &FederationRow) -> Result<Vec<OutcomeCount>, StoreError> {
+        let FederationRow { name, epoch, round, .. } = federation;
+        self.read(|db| {
+            let mut query = db.prepare_cached(
+                "WITH last AS (
+                     SELECT round, MAX(epoch) AS epoch FROM members
+                     WHERE federation = ?1 AND (round < ?3 OR epoch = ?2) GROUP BY round
+                 )
+                 SELECT round, outcome, COUNT(*) FROM members JOIN last USING (round, epoch)
+                 WHERE federation = ?1 GROUP BY round, outcome ORDER BY round",
+            )?;
+            let rows = query.query_map(params![name, epoch, round], |row| {
+                Ok(OutcomeCount {
+                    round: row.get(0)?,
+                    outcome: Outcome::from_name(row.get_ref(1)?.as_str()?, None),
+                    parts: row.get::<_, i64>(2)?.max(0) as u64,
+                })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// The newest parts of a federation that ended without counting, newest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn failures(&self, federation: &str, limit: u32) -> Result<Vec<Ended>, StoreError> {
+        self.read(|db| {
+            let mut query = db.prepare_cached(&format!(
+                "SELECT {COLUMNS}, ended_at FROM members
+                 WHERE federation = ?1 AND outcome IN ('dropped', 'late', 'refused')
+                 ORDER BY ended_at DESC, attempt LIMIT ?2"
+            ))?;
+            let rows = query.query_map(params![federation, limit], |row| {
+                let at = row.get::<_, Option<i64>>(11)?.unwrap_or(0).max(0) as u64;
+                Ok(Ended { member: member_row(row)?, at })
+            })?;
             rows.collect()
         })
     }

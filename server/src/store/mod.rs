@@ -12,6 +12,7 @@ mod federations;
 mod incoming;
 mod members;
 mod orders;
+mod rounds;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -26,10 +27,11 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 pub use blobs::{Blobs, read_range};
 pub use devices::{Admission, DeviceRecord};
 pub use error::StoreError;
-pub use federations::{EvaluationRow, FederationRow, RoundRow, Status};
+pub use federations::{EvaluationRow, FederationRow, Status};
 pub use incoming::{Incoming, Upload, UploadError, lock as lock_upload};
-pub use members::{MemberRow, Outcome};
+pub use members::{Ended, MemberRow, Outcome, OutcomeCount};
 pub use orders::{Order, OrderKind};
+pub use rounds::{RoundRow, SummaryRow};
 
 const DATABASE_FILE: &str = "fleetune.sqlite";
 const LOCK_FILE: &str = ".lock";

@@ -8,7 +8,22 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// The version of the tables, in SQLite's `user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
+
+/// From version 1, which forgot what a round did when it pruned what the round left.
+const FROM_1: &str = "
+CREATE TABLE summaries (
+    federation TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    summary TEXT NOT NULL,
+    closed_at INTEGER NOT NULL,
+    PRIMARY KEY (federation, epoch, round)
+) STRICT, WITHOUT ROWID;
+INSERT INTO summaries SELECT federation, epoch, round, summary, closed_at FROM rounds;
+ALTER TABLE rounds DROP COLUMN summary;
+ALTER TABLE rounds DROP COLUMN closed_at;
+";
 
 const TABLES: &str = "
 CREATE TABLE notes (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -55,6 +70,13 @@ CREATE TABLE rounds (
     control BLOB,
     control_size INTEGER,
     state BLOB NOT NULL,
+    PRIMARY KEY (federation, epoch, round)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE summaries (
+    federation TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    round INTEGER NOT NULL,
     summary TEXT NOT NULL,
     closed_at INTEGER NOT NULL,
     PRIMARY KEY (federation, epoch, round)
@@ -121,12 +143,9 @@ pub fn prepare(
         let transaction =
             connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         match transaction.query_row("PRAGMA user_version", [], |row| row.get(0))? {
-            0 => {
-                transaction.execute_batch(TABLES)?;
-                transaction.pragma_update(None, "user_version", VERSION)?;
-                transaction.commit()?;
-            }
-            VERSION => {}
+            0 => transaction.execute_batch(TABLES)?,
+            1 => transaction.execute_batch(FROM_1)?,
+            VERSION => return Ok(Ok(())),
             found => {
                 return Ok(Err(StoreError::Version {
                     path: path.to_owned(),
@@ -135,6 +154,8 @@ pub fn prepare(
                 }));
             }
         }
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.commit()?;
         Ok(Ok(()))
     };
     prepare().map_err(StoreError::database(path))?

@@ -33,7 +33,11 @@ fn invite(uses_left: u32) -> Invite {
 fn beginning(store: &Store) -> RoundRow {
     let adapter = store.blobs().put(b"adapter 0").unwrap();
     let state = store.blobs().put(b"state 0").unwrap().id;
-    RoundRow { round: 0, adapter, control: None, state, summary: "{}".into(), closed_at: 1 }
+    RoundRow { round: 0, adapter, control: None, state }
+}
+
+fn summary(round: u32) -> SummaryRow {
+    SummaryRow { round, summary: "{}".into(), closed_at: 1, kept: true }
 }
 
 fn offer(bytes: &[u8]) -> UploadOffer {
@@ -90,7 +94,7 @@ fn a_revoked_device_is_nobody_and_stays_so() {
 fn a_federation_is_found_again_as_it_was_left() {
     let (folder, store) = open();
     let row = beginning(&store);
-    store.begin_federation("a", "rounds = 3", &row).unwrap();
+    store.begin_federation("a", "rounds = 3", &row, &summary(0)).unwrap();
     let federation = store.federation("a").unwrap().unwrap();
     let device = DeviceId([7; 16]);
     store.select(&federation, &[(device, AttemptToken([1; 16]))], 500, 10).unwrap();
@@ -114,29 +118,85 @@ fn a_federation_is_found_again_as_it_was_left() {
 #[test]
 fn closing_a_round_drops_the_silent_and_a_rollback_forgets_later_rounds() {
     let (_folder, store) = open();
-    store.begin_federation("a", "", &beginning(&store)).unwrap();
+    store.begin_federation("a", "", &beginning(&store), &summary(0)).unwrap();
     for round in 1..=3 {
         let federation = store.federation("a").unwrap().unwrap();
         let attempt = AttemptToken([round as u8; 16]);
         store.select(&federation, &[(DeviceId([7; 16]), attempt)], 500, 10).unwrap();
         let closed = RoundRow { round, ..beginning(&store) };
-        store.close_round("a", 0, &closed, round + 1, None).unwrap();
+        store.close_round("a", 0, &closed, &summary(round), round + 1, None).unwrap();
         let row = EvaluationRow { round, found: round.to_string() };
         store.set_evaluation("a", 0, &row).unwrap();
         assert_eq!(store.member(attempt).unwrap().unwrap().outcome, Outcome::Dropped);
     }
+    let dropped = Outcome::Dropped;
+    let counts = [1, 2, 3].map(|round| OutcomeCount { round, outcome: dropped.clone(), parts: 1 });
+    let outcomes = || store.outcomes(&store.federation("a").unwrap().unwrap()).unwrap();
+    assert_eq!(outcomes(), counts);
+    assert_eq!(store.failures("a", 2).unwrap().len(), 2);
     store.roll_back("a", 0, 1, 99).unwrap();
     let federation = store.federation("a").unwrap().unwrap();
     assert_eq!((federation.epoch, federation.round), (1, 2));
-    let rounds: Vec<u32> = store.rounds("a", 1).unwrap().iter().map(|row| row.round).collect();
-    assert_eq!(rounds, [0, 1]);
+    assert_eq!(store.summaries("a", 1).unwrap(), [summary(0), summary(1)]);
+    assert_eq!(outcomes(), counts[..1]);
     assert_eq!(store.evaluations("a", 1).unwrap().len(), 1);
+}
+
+#[test]
+fn what_a_round_did_stays_when_what_it_left_is_pruned() {
+    let (_folder, store) = open();
+    let row = beginning(&store);
+    store.begin_federation("a", "", &row, &summary(0)).unwrap();
+    for round in 1..=3 {
+        let adapter = store.blobs().put(format!("adapter {round}").as_bytes()).unwrap();
+        let closed = RoundRow { round, adapter, ..row.clone() };
+        store.close_round("a", 0, &closed, &summary(round), round, None).unwrap();
+    }
+    let first = store.round("a", 0, 1).unwrap().unwrap();
+    assert_eq!(store.prune_rounds("a", 0, 2).unwrap(), [first.adapter.id]);
+    let kept: Vec<bool> = store.summaries("a", 0).unwrap().iter().map(|row| row.kept).collect();
+    assert_eq!(kept, [true, false, true, true], "the beginning stays");
+}
+
+/// Written by the tables of version 1, which kept what a round did with what it left.
+const VERSION_1: &str = "
+DROP TABLE summaries;
+DROP TABLE rounds;
+CREATE TABLE rounds (
+    federation TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    adapter BLOB NOT NULL,
+    adapter_size INTEGER NOT NULL,
+    control BLOB,
+    control_size INTEGER,
+    state BLOB NOT NULL,
+    summary TEXT NOT NULL,
+    closed_at INTEGER NOT NULL,
+    PRIMARY KEY (federation, epoch, round)
+) STRICT, WITHOUT ROWID;
+INSERT INTO rounds VALUES ('a', 0, 0, zeroblob(32), 9, NULL, NULL, zeroblob(32), '{}', 1);
+PRAGMA user_version = 1;
+";
+
+#[test]
+fn a_state_folder_of_an_earlier_version_is_taken_up() {
+    let (folder, store) = open();
+    drop(store);
+    let database = Connection::open(folder.path().join(DATABASE_FILE)).unwrap();
+    database.execute_batch(VERSION_1).unwrap();
+    drop(database);
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.summaries("a", 0).unwrap(), [summary(0)]);
+    assert_eq!(store.round("a", 0, 0).unwrap().unwrap().adapter.size, 9);
+    drop(store);
+    Store::open(folder.path()).unwrap();
 }
 
 #[test]
 fn sweeping_keeps_what_is_named_and_what_is_on_its_way() {
     let (_folder, store) = open();
-    store.begin_federation("a", "", &beginning(&store)).unwrap();
+    store.begin_federation("a", "", &beginning(&store), &summary(0)).unwrap();
     let orphan = store.blobs().put(b"of a commit that was cut off").unwrap();
     let arriving = store.blobs().put(b"arriving").unwrap();
     store.incoming().unwrap().begin(DeviceId([7; 16]), offer(b"arriving")).unwrap();

@@ -6,7 +6,6 @@
 
 mod connection;
 mod limits;
-mod metrics;
 mod request;
 mod reset;
 mod tls;
@@ -23,8 +22,6 @@ use crate::coordinator::Coordinator;
 use crate::identity::AuthorityError;
 use crate::interrupt::Interrupt;
 use limits::Connections;
-
-pub use metrics::MetricsPage;
 
 /// Application close code: nothing is wrong.
 pub const CLOSE_OK: VarInt = VarInt::from_u32(0);

@@ -1,6 +1,7 @@
 //! What the tests of the command line share. Each test program uses a part of it.
 #![allow(dead_code)]
 
+pub mod browser;
 pub mod hub;
 #[cfg(target_os = "linux")]
 pub mod participant;

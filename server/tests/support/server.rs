@@ -31,6 +31,8 @@ pub struct Place {
 pub struct Running {
     pub child: Child,
     pub address: SocketAddr,
+    /// The operator's page, token included.
+    pub page: String,
 }
 
 impl Place {
@@ -48,7 +50,7 @@ impl Place {
             false => "over_selection = 1.0\n",
         };
         let config = format!(
-            "state = {:?}\nlisten = \"127.0.0.1:0\"\n[limits]\nconnections_per_address = 5000\n\
+            "state = {:?}\nlisten = \"127.0.0.1:0\"\npage = \"127.0.0.1:0\"\n[limits]\nconnections_per_address = 5000\n\
              [[federation]]\nname = \"{NAME}\"\noffer_model = true\n\
              [federation.training]\nmodel = {:?}\nsample = 3\nseq_len = 64\n\
              lora_rank = 4\n{training}\n\
@@ -91,7 +93,8 @@ impl Place {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let told: serde_json::Value = serde_json::from_str(&line)
             .unwrap_or_else(|error| panic!("{error}: {line:?}\n{}", self.log()));
-        Running { child, address: told["listening"].as_str().unwrap().parse().unwrap() }
+        let text = |key: &str| told[key].as_str().unwrap().to_owned();
+        Running { child, address: text("listening").parse().unwrap(), page: text("page") }
     }
 
     /// What the server said.
@@ -175,8 +178,19 @@ impl Place {
 
     /// A device's whole life: one round after the other until all are done. Rounds it took part in.
     pub async fn take_part(&self, device: &LoadDevice) -> Result<Vec<u32>, LoadError> {
+        self.take_rounds(device, usize::MAX).await
+    }
+
+    /// The same for `count` rounds at most.
+    pub async fn take_rounds(
+        &self,
+        device: &LoadDevice,
+        count: usize,
+    ) -> Result<Vec<u32>, LoadError> {
         let mut rounds = Vec::new();
-        while let Some(work) = self.work(device).await? {
+        while rounds.len() < count
+            && let Some(work) = self.work(device).await?
+        {
             let global = self.try_global(device, &work).await?;
             let update = self.update(device, work.round, &global);
             let status = device.hand_in(&work, &update, u64::from(device.id.0[1]) + 1).await?;
