@@ -8,6 +8,8 @@
 #![deny(missing_docs)]
 
 pub mod adapter;
+#[cfg(feature = "app")]
+pub mod app;
 pub mod client;
 mod config;
 pub mod data;

@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::Device;
 
@@ -45,14 +46,39 @@ pub type ConditionsNow = Box<dyn Fn() -> Conditions + Send>;
 pub struct EngineTrainer {
     settings: EngineSettings,
     dataset: Dataset,
-    model: Option<OpenModel>,
+    model: Option<(BlobId, Arc<OpenModel>)>,
     conditions: ConditionsNow,
 }
 
-struct OpenModel {
-    id: BlobId,
-    files: LoadedModel,
-    decoder: Decoder,
+/// A base model, ready to compute; one serves training and writing text at once.
+#[derive(Debug)]
+pub struct OpenModel {
+    /// Its files.
+    pub files: LoadedModel,
+    /// Its decoder.
+    pub decoder: Decoder,
+}
+
+impl OpenModel {
+    /// Opens the base model at `path` on `device`.
+    ///
+    /// # Errors
+    /// When it cannot be read or the device has no room for it.
+    pub fn open(path: &Path, device: &Device, precision: Precision) -> Result<Self, TrainerError> {
+        let files = LoadedModel::open(path).map_err(TrainerError::device)?;
+        let decoder = Decoder::new(files.config.clone(), &files.weights, device, precision);
+        let decoder = decoder.map_err(TrainerError::device)?;
+        Ok(Self { files, decoder })
+    }
+
+    /// Its name: the SHA-256 of its files, which the first call reads.
+    ///
+    /// # Errors
+    /// When they cannot be read any more.
+    pub fn id(&self) -> Result<BlobId, TrainerError> {
+        let id = self.files.content_hash().map_err(TrainerError::device)?;
+        id.parse().map_err(TrainerError::device)
+    }
 }
 
 impl EngineTrainer {
@@ -67,14 +93,31 @@ impl EngineTrainer {
     /// # Errors
     /// When it cannot be read or the device has no room for it.
     pub fn use_model(&mut self, path: &Path) -> Result<BlobId, TrainerError> {
-        let files = LoadedModel::open(path).map_err(TrainerError::device)?;
-        let id = files.content_hash().map_err(TrainerError::device)?;
-        let id: BlobId = id.parse().map_err(TrainerError::device)?;
         let EngineSettings { device, precision, .. } = &self.settings;
-        let decoder = Decoder::new(files.config.clone(), &files.weights, device, *precision);
-        let decoder = decoder.map_err(TrainerError::device)?;
-        self.model = Some(OpenModel { id, files, decoder });
+        self.share_model(Arc::new(OpenModel::open(path, device, *precision)?))
+    }
+
+    /// Trains on a base model that is open already, and tells its name.
+    ///
+    /// # Errors
+    /// When its files cannot be read any more.
+    pub fn share_model(&mut self, model: Arc<OpenModel>) -> Result<BlobId, TrainerError> {
+        let id = model.id()?;
+        self.model = Some((id, model));
         Ok(id)
+    }
+
+    /// What a device of these settings can do, whatever its model, its rows and its state are.
+    pub(crate) fn abilities(settings: &EngineSettings) -> Capabilities {
+        Capabilities {
+            app_version: settings.app_version.clone(),
+            models: Vec::new(),
+            memory_bytes: settings.memory_bytes,
+            max_rank: MAX_RANK,
+            codecs: Codec::known_ids().collect(),
+            rows_log2: 0,
+            conditions: Conditions { charging: false, unmetered: false, idle: false },
+        }
     }
 
     /// What the device kept, as the adapter's shape in this round reads it. What is of another shape
@@ -143,19 +186,16 @@ impl EngineTrainer {
 impl LocalTrainer for EngineTrainer {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            app_version: self.settings.app_version.clone(),
-            models: self.model.iter().map(|model| model.id.0).collect(),
-            memory_bytes: self.settings.memory_bytes,
-            max_rank: MAX_RANK,
-            codecs: Codec::known_ids().collect(),
+            models: self.model.iter().map(|(id, _)| id.0).collect(),
             // Below 64.
             rows_log2: self.dataset.len().max(1).ilog2() as u8,
             conditions: (self.conditions)(),
+            ..Self::abilities(&self.settings)
         }
     }
 
     fn has_model(&self, model: BlobId) -> bool {
-        self.model.as_ref().is_some_and(|open| open.id == model)
+        self.model.as_ref().is_some_and(|(id, _)| *id == model)
     }
 
     fn open_model(&mut self, _model: BlobId, path: &Path) -> Result<(), TrainerError> {
@@ -167,7 +207,8 @@ impl LocalTrainer for EngineTrainer {
         work: &Work<'_>,
         watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
     ) -> Result<RoundOutcome, TrainerError> {
-        let model = self.model.as_ref().ok_or_else(|| TrainerError::device("no model is open"))?;
+        let model = self.model.as_ref().map(|(_, model)| &**model);
+        let model = model.ok_or_else(|| TrainerError::device("no model is open"))?;
         match work.instructions.plan.task {
             Task::Sft if self.dataset.is_preference() => {
                 Err(TrainerError::device("the federation learns answers; the rows are preferences"))

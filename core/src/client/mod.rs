@@ -22,7 +22,7 @@ mod tls;
 mod trainer;
 
 pub use device_memory::DeviceMemory;
-pub use engine_trainer::{ConditionsNow, EngineSettings, EngineTrainer};
+pub use engine_trainer::{ConditionsNow, EngineSettings, EngineTrainer, OpenModel};
 pub use folder::{DeviceFolder, FolderError};
 pub use identity::{FileKeyStore, Identity, IdentityError, KeyStore};
 pub use instructions::{Instructions, InstructionsError};

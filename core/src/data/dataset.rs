@@ -237,16 +237,7 @@ impl Dataset {
         if sets.len() > 1 && !source.files.is_empty() {
             return Err(DatasetError::FilesForMixture { count: sets.len() });
         }
-        let mut dataset = Self {
-            name: names.join(","),
-            parts: Vec::new(),
-            len: 0,
-            skipped: Skipped::default(),
-            preference: first.preference,
-            mixture: sets.len() > 1,
-            several_turns: None,
-            hasher: Sha256::new(),
-        };
+        let mut dataset = Self::empty(names.join(","), first.preference, sets.len() > 1);
         for set in sets {
             dataset.add_set(set, source, mapping)?;
         }
@@ -255,6 +246,19 @@ impl Dataset {
             return Err(DatasetError::NothingUsable { name, skipped });
         }
         Ok(dataset)
+    }
+
+    fn empty(name: String, preference: bool, mixture: bool) -> Self {
+        Self {
+            name,
+            parts: Vec::new(),
+            len: 0,
+            skipped: Skipped::default(),
+            preference,
+            mixture,
+            several_turns: None,
+            hasher: Sha256::new(),
+        }
     }
 
     fn add_set(
@@ -328,6 +332,22 @@ impl Dataset {
     /// None in practice: the embedded rows are checked by a test.
     pub fn demo() -> Result<Self, DatasetError> {
         Self::open("demo", &DataSource::default(), None)
+    }
+
+    /// Rows that are in memory and stay there, as JSON Lines of the set `instruction`: an app's own
+    /// examples. Errors call them `name`.
+    ///
+    /// # Errors
+    /// When a row is malformed or none is left to train on.
+    pub fn from_rows(name: &str, rows: Vec<u8>) -> Result<Self, DatasetError> {
+        let set = "instruction";
+        let mut dataset = Self::empty(name.to_owned(), false, false);
+        let format = super::demo::format();
+        let path = Path::new(name);
+        let mut check = Check { dataset: &mut dataset, format: &format, path, seen: &mut None };
+        let store = RowStore::from_bytes(path, rows, |line, text| check.keep(line, text))?;
+        dataset.add_part(store, format, name.to_owned(), set)?;
+        Ok(dataset)
     }
 
     /// The set's name, or several joined by commas.

@@ -4,6 +4,7 @@
 //! and none may be longer than [`MAX_LINE_BYTES`], so reading takes the same memory whatever the
 //! file's size, and a small compressed file that unpacks without end is stopped.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
@@ -195,7 +196,7 @@ impl LineReader {
     }
 
     /// Reads `bytes` as if they were the file `name`.
-    pub fn from_bytes(name: &Path, bytes: &'static [u8]) -> Result<Self, ReadError> {
+    pub fn from_bytes(name: &Path, bytes: Cow<'static, [u8]>) -> Result<Self, ReadError> {
         Self::new(name, Cursor::new(bytes))
     }
 

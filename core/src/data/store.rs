@@ -5,6 +5,7 @@
 //! with the store, or into memory where it is small. Reads take no lock and may come from any
 //! thread.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -52,19 +53,20 @@ impl RowStore {
                 source.map_err(|source| ReadError::Open { path: path.to_owned(), source })?,
             )
         } else {
-            Sink::Memory(Vec::new())
+            Sink::Memory { rows: Vec::new(), most: IN_MEMORY_BYTES }
         };
         Self::fill(reader, sink, spool, keep)
     }
 
-    /// The same for bytes that are part of the program.
+    /// The same for bytes in memory, where the rows stay: nothing of them goes to the disk.
     pub fn from_bytes<E: From<ReadError>>(
         name: &Path,
-        bytes: &'static [u8],
+        bytes: impl Into<Cow<'static, [u8]>>,
         keep: impl FnMut(u64, &str) -> Result<bool, E>,
     ) -> Result<Self, E> {
-        let reader = LineReader::from_bytes(name, bytes)?;
-        Self::fill(reader, Sink::Memory(Vec::new()), &std::env::temp_dir(), keep)
+        let reader = LineReader::from_bytes(name, bytes.into())?;
+        let sink = Sink::Memory { rows: Vec::new(), most: usize::MAX };
+        Self::fill(reader, sink, Path::new(""), keep)
     }
 
     fn fill<E: From<ReadError>>(
@@ -141,14 +143,18 @@ impl RowStore {
 enum Sink {
     /// Nowhere: the file itself is plain text.
     InPlace(File),
-    Memory(Vec<u8>),
+    /// Into memory up to `most` bytes, then into a file.
+    Memory {
+        rows: Vec<u8>,
+        most: usize,
+    },
     Spool(BufWriter<File>),
 }
 
 impl Sink {
     fn write(&mut self, row: &[u8], spool: &Path) -> io::Result<()> {
-        if let Self::Memory(rows) = self {
-            if rows.len() + row.len() <= IN_MEMORY_BYTES {
+        if let Self::Memory { rows, most } = self {
+            if rows.len() + row.len() <= *most {
                 rows.extend_from_slice(row);
                 return Ok(());
             }
@@ -158,14 +164,14 @@ impl Sink {
         }
         match self {
             Self::Spool(file) => file.write_all(row),
-            Self::InPlace(_) | Self::Memory(_) => Ok(()),
+            Self::InPlace(_) | Self::Memory { .. } => Ok(()),
         }
     }
 
     fn finish(self) -> io::Result<Backing> {
         Ok(match self {
             Self::InPlace(file) => Backing::File(file),
-            Self::Memory(mut rows) => {
+            Self::Memory { mut rows, .. } => {
                 rows.shrink_to_fit();
                 Backing::Memory(rows)
             }
