@@ -1,0 +1,115 @@
+//! Builds for other platforms. Each needs its platform's tools, and says which are missing.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::generate;
+use crate::{root, run, target_dir};
+
+/// Pages of 16 KiB, as newer Android devices have them.
+const ANDROID_FLAGS: &str = "-Clink-arg=-Wl,-z,max-page-size=16384 -Cstrip=symbols";
+const ANDROID_ABIS: [&str; 4] = ["arm64-v8a", "armeabi-v7a", "x86", "x86_64"];
+/// The oldest Android that the library runs on.
+const ANDROID_API: &str = "26";
+const ARM64: &str = "aarch64-unknown-linux-gnu";
+/// Debian's cross compiler. Without `-L`: with it, qemu mixes two C libraries and threads hang.
+const ARM64_TOOLS: [(&str, &str); 5] = [
+    ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc"),
+    ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "timeout 900 qemu-aarch64"),
+    ("CC_aarch64_unknown_linux_gnu", "aarch64-linux-gnu-gcc"),
+    ("CXX_aarch64_unknown_linux_gnu", "aarch64-linux-gnu-g++"),
+    ("AR_aarch64_unknown_linux_gnu", "aarch64-linux-gnu-ar"),
+];
+
+/// Builds for a platform.
+pub fn build(target: &str) -> Result<()> {
+    match target {
+        "android" => android(),
+        "android-check" => android_check(),
+        "ios" => run("bash", &["ios/build-xcframework.sh"], &[]),
+        "linux-arm64" => linux_arm64(&["build"]),
+        "wheel" => wheel(),
+        other => bail!("unknown target {other}: android, android-check, ios, linux-arm64, wheel"),
+    }
+}
+
+/// All four ABIs, laid where the Gradle module takes them from, and its Kotlin.
+fn android() -> Result<()> {
+    need("cargo-ndk", "cargo install cargo-ndk, and name the NDK in ANDROID_NDK_HOME")?;
+    generate::all()?;
+    let mut args = vec!["ndk", "--platform", ANDROID_API];
+    args.extend(ANDROID_ABIS.iter().flat_map(|abi| ["-t", abi]));
+    args.extend(["-o", "android/library/src/main/jniLibs", "build", "--release", "-p"]);
+    args.push("fleetune-ffi");
+    run("cargo", &args, &[("RUSTFLAGS", ANDROID_FLAGS)])
+}
+
+/// Type-checks the Rust side for Android where there is no NDK: nothing is linked. C parts are
+/// compiled by Debian's compiler for arm64, and the standard library from its sources.
+fn android_check() -> Result<()> {
+    need("aarch64-linux-gnu-gcc", "apt-get install gcc-aarch64-linux-gnu g++-aarch64-linux-gnu")?;
+    let args = [
+        "+debian",
+        "check",
+        "--release",
+        "-Zbuild-std=std,panic_abort",
+        "--target",
+        "aarch64-linux-android",
+        "-p",
+        "fleetune-ffi",
+    ];
+    let environment = [
+        ("RUSTC_BOOTSTRAP", "1"),
+        ("CC_aarch64_linux_android", "aarch64-linux-gnu-gcc"),
+        ("CXX_aarch64_linux_android", "aarch64-linux-gnu-g++"),
+        ("AR_aarch64_linux_android", "aarch64-linux-gnu-ar"),
+    ];
+    run("cargo", &args, &environment)
+}
+
+/// cargo for Linux on arm64: with rustup's own compiler where it has the target, else with Debian's
+/// (`rustup toolchain link debian /usr`).
+fn linux_arm64(command: &[&str]) -> Result<()> {
+    need("aarch64-linux-gnu-gcc", "apt-get install gcc-aarch64-linux-gnu g++-aarch64-linux-gnu")?;
+    let has_target = Command::new("rustup")
+        .args(["target", "list", "--installed"])
+        .output()
+        .is_ok_and(|listed| String::from_utf8_lossy(&listed.stdout).contains(ARM64));
+    let mut args = if has_target { vec![] } else { vec!["+debian"] };
+    args.extend(command);
+    args.extend(["--release", "--target", ARM64, "-p", "fleetune-ffi"]);
+    run("cargo", &args, &ARM64_TOOLS)
+}
+
+fn wheel() -> Result<()> {
+    run(
+        "python3",
+        &["-m", "pip", "wheel", "--no-deps", "-w", "target/wheels", "bindings/python"],
+        &[],
+    )
+}
+
+/// How large the stripped library is on arm64.
+pub fn sizes() -> Result<()> {
+    linux_arm64(&["build"])?;
+    let library = target_dir().join(ARM64).join("release/libfleetune_ffi.so");
+    let stripped = library.with_extension("stripped.so");
+    let paths = [&library, &stripped].map(|path| path.to_string_lossy().into_owned());
+    run("aarch64-linux-gnu-strip", &["-o", &paths[1], &paths[0]], &[])?;
+    let bytes = std::fs::metadata(&stripped)?.len();
+    println!("{} MB stripped", bytes as f64 / 1e6);
+    let script = root().join("xtask/sizes.py");
+    run("python3", &[&script.to_string_lossy(), &paths[0]], &[])
+}
+
+fn need(program: &str, how: &str) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        std::env::split_paths(&path).any(|folder| Path::new(&folder).join(program).exists());
+    if !found {
+        bail!("{program} is missing: {how}");
+    }
+    Ok(())
+}
