@@ -19,10 +19,10 @@ import org.fleetune.ThermalState
 /** How the device is, as Android's services tell. */
 class AndroidConditions(context: Context) : DeviceConditions {
     private val context = context.applicationContext
-    private val battery = context.getSystemService(BatteryManager::class.java)
-    private val connectivity = context.getSystemService(ConnectivityManager::class.java)
-    private val power = context.getSystemService(PowerManager::class.java)
-    private val activity = context.getSystemService(ActivityManager::class.java)
+    private val battery = context.service<BatteryManager>()
+    private val connectivity = context.service<ConnectivityManager>()
+    private val power = context.service<PowerManager>()
+    private val activity = context.service<ActivityManager>()
 
     override fun current() = DeviceState(
         charging = battery.isCharging,

@@ -97,7 +97,7 @@ class FleetuneJobService : JobService() {
         /** Takes [schedule] back. */
         fun cancel(context: Context) = scheduler(context).cancel(JOB)
 
-        private fun scheduler(context: Context) = context.getSystemService(JobScheduler::class.java)
+        private fun scheduler(context: Context) = context.service<JobScheduler>()
 
         private fun jobInfo(context: Context, device: String) =
             JobInfo.Builder(JOB, ComponentName(context, FleetuneJobService::class.java))
