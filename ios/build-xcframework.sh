@@ -10,7 +10,7 @@ export IPHONEOS_DEPLOYMENT_TARGET=16.0 MACOSX_DEPLOYMENT_TARGET=13.0
 
 rustup target add "${targets[@]}"
 for triple in "${targets[@]}"; do
-    cargo build --release -p fleetune-ffi --features metal --target "$triple"
+    cargo build --profile app -p fleetune-ffi --features metal --target "$triple"
 done
 cargo xtask bindings
 
@@ -21,7 +21,7 @@ join() {
     mkdir -p "$target/xcframework/$name"
     lipo -create "$@" -output "$target/xcframework/$name/libfleetune_ffi.a"
 }
-archive() { echo "$target/$1/release/libfleetune_ffi.a"; }
+archive() { echo "$target/$1/app/libfleetune_ffi.a"; }
 join simulator "$(archive aarch64-apple-ios-sim)" "$(archive x86_64-apple-ios)"
 join macos "$(archive aarch64-apple-darwin)" "$(archive x86_64-apple-darwin)"
 

@@ -9,7 +9,7 @@ use crate::generate;
 use crate::{root, run, target_dir};
 
 /// Pages of 16 KiB, as newer Android devices have them.
-const ANDROID_FLAGS: &str = "-Clink-arg=-Wl,-z,max-page-size=16384 -Cstrip=symbols";
+const ANDROID_FLAGS: &str = "-Clink-arg=-Wl,-z,max-page-size=16384";
 const ANDROID_ABIS: [&str; 4] = ["arm64-v8a", "armeabi-v7a", "x86", "x86_64"];
 /// The oldest Android that the library runs on.
 const ANDROID_API: &str = "26";
@@ -29,7 +29,9 @@ pub fn build(target: &str) -> Result<()> {
         "android" => android(),
         "android-check" => android_check(),
         "ios" => run("bash", &["ios/build-xcframework.sh"], &[]),
-        "linux-arm64" => linux_arm64(&["build"]),
+        // The tests, run under emulation, and what ships.
+        "linux-arm64" => linux_arm64(&["test", "--release"])
+            .and_then(|()| linux_arm64(&["build", "--profile", "app"])),
         "wheel" => wheel(),
         other => bail!("unknown target {other}: android, android-check, ios, linux-arm64, wheel"),
     }
@@ -41,8 +43,8 @@ fn android() -> Result<()> {
     generate::all()?;
     let mut args = vec!["ndk", "--platform", ANDROID_API];
     args.extend(ANDROID_ABIS.iter().flat_map(|abi| ["-t", abi]));
-    args.extend(["-o", "android/library/src/main/jniLibs", "build", "--release", "-p"]);
-    args.push("fleetune-ffi");
+    args.extend(["-o", "android/library/src/main/jniLibs", "build", "--profile", "app"]);
+    args.extend(["-p", "fleetune-ffi"]);
     run("cargo", &args, &[("RUSTFLAGS", ANDROID_FLAGS)])
 }
 
@@ -79,7 +81,7 @@ fn linux_arm64(command: &[&str]) -> Result<()> {
         .is_ok_and(|listed| String::from_utf8_lossy(&listed.stdout).contains(ARM64));
     let mut args = if has_target { vec![] } else { vec!["+debian"] };
     args.extend(command);
-    args.extend(["--release", "--target", ARM64, "-p", "fleetune-ffi"]);
+    args.extend(["--target", ARM64, "-p", "fleetune-ffi"]);
     run("cargo", &args, &ARM64_TOOLS)
 }
 
@@ -91,15 +93,15 @@ fn wheel() -> Result<()> {
     )
 }
 
-/// How large the stripped library is on arm64.
+/// How large the library that ships is on arm64, and whose code that is.
 pub fn sizes() -> Result<()> {
-    linux_arm64(&["build"])?;
-    let library = target_dir().join(ARM64).join("release/libfleetune_ffi.so");
+    linux_arm64(&["build", "--profile", "app", "--config", "profile.app.strip=false"])?;
+    let library = target_dir().join(ARM64).join("app/libfleetune_ffi.so");
     let stripped = library.with_extension("stripped.so");
     let paths = [&library, &stripped].map(|path| path.to_string_lossy().into_owned());
     run("aarch64-linux-gnu-strip", &["-o", &paths[1], &paths[0]], &[])?;
     let bytes = std::fs::metadata(&stripped)?.len();
-    println!("{} MB stripped", bytes as f64 / 1e6);
+    println!("{:.2} MB stripped", bytes as f64 / 1e6);
     let script = root().join("xtask/sizes.py");
     run("python3", &[&script.to_string_lossy(), &paths[0]], &[])
 }
