@@ -182,6 +182,8 @@ fn open(
         memory_bytes: options.memory_budget.unwrap_or(u64::MAX),
         app_version: options.app,
         cancel: CancelToken::default(),
+        // An app's examples are no preferences.
+        references: None,
     };
     let ModelSource::File { path } = model;
     let model = OpenModel::open(Path::new(path), &settings.device, settings.precision)

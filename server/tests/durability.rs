@@ -6,7 +6,8 @@ mod support;
 
 use std::time::Duration;
 
-use fleetune_server::load::Identity;
+use fleetune_core::protocol::ErrorCode;
+use fleetune_server::load::{Identity, LoadError};
 use support::server::{NAME, Place, Running, twin};
 
 /// Points at which the server ends, and how often it passes them before.
@@ -123,4 +124,46 @@ async fn an_acknowledgement_that_got_lost_is_given_again_after_a_restart() {
     let status = device.hand_in(&work, &update, 5).await.unwrap();
     assert_eq!(status, fleetune_core::protocol::CommitStatus::Accepted);
     assert_eq!(place.admin(&["status"]).json()[0]["updates"], 1);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_nothing_acknowledged_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = folder.path().join("original");
+    std::fs::create_dir(&original).unwrap();
+    let targets = "lora_targets = [\"q_proj\", \"k_proj\", \"v_proj\", \"up_proj\", \"down_proj\"]";
+    let place = Place::new(&original, targets, "");
+    let path = original.join("serve.toml");
+    let config = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, config.replace("lora_rank = 4", "lora_rank = 192")).unwrap();
+    let identities = place.enrol(3).await;
+    let undisturbed = twin(&place, &folder.path().join("undisturbed"));
+    run_to_the_end(&undisturbed, &identities, None).await;
+
+    let running = place.serve(None, None);
+    let address = running.address;
+    let first = place.site(address).connect(&identities[0]).await.unwrap();
+    let second = place.site(address).connect(&identities[1]).await.unwrap();
+    let third = place.site(address).connect(&identities[2]).await.unwrap();
+    let (work, other, _) =
+        tokio::join!(place.work(&first), place.work(&second), place.work(&third));
+    let (work, other) = (work.unwrap().unwrap(), other.unwrap().unwrap());
+    let global = place.global(&first, &work).await;
+    let update = place.update(&first, 1, &global);
+    first.hand_in(&work, &update, u64::from(first.id.0[1]) + 1).await.unwrap();
+    running.stop();
+
+    let running = place.serve_on_a_full_disk(address, 400);
+    let second = place.site(address).connect(&identities[1]).await.unwrap();
+    let update = place.update(&second, 1, &global);
+    assert!(update.len() > 450_000, "{}", update.len());
+    let refused = second.hand_in(&other, &update, u64::from(second.id.0[1]) + 1).await;
+    let Err(LoadError::Refused(refusal)) = refused else { panic!("{refused:?}") };
+    assert_eq!(refusal.code, ErrorCode::Storage);
+    assert!(refusal.message.contains("disk is full"), "{}", refusal.message);
+    assert_eq!(place.admin(&["status"]).json()[0]["updates"], 1);
+    running.stop();
+
+    run_to_the_end(&place, &identities, None).await;
+    assert!(place.adapter() == undisturbed.adapter(), "{}", place.log());
 }

@@ -114,6 +114,10 @@ fn with_and_without_a_kill(training: &str) -> Vec<u8> {
         let other = Ended::of(other.wait_with_output().unwrap()).json();
         assert_eq!(other["accepted"], 2);
         server.stop();
+        for device in 0..2 {
+            let received = state(&place, device).join("adapter/adapter_model.safetensors");
+            assert!(std::fs::read(received).unwrap() == place.adapter(), "what it ended with");
+        }
         place.adapter()
     });
     let [undisturbed, killed] = adapters;

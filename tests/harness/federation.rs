@@ -75,6 +75,7 @@ impl StandIn {
         let references = References {
             folder: out.join("reference"),
             model_hash: self.model.content_hash().unwrap().to_owned(),
+            precision: Precision::F32,
             adapter: None,
         };
         let environment = Environment {

@@ -154,7 +154,7 @@ fn a_round_of_preferences_leads_to_trls_adapter_and_computes_the_reference_once(
     let plan = RoundPlan { task: Task::Dpo { loss, beta }, ..client.plan(None) };
     let mut sizes = Vec::new();
     for _ in 0..2 {
-        let reference = Reference::new("tiny_llama", None).kept_in(&file).unwrap();
+        let reference = Reference::new("tiny_llama", Precision::F32, None).kept_in(&file).unwrap();
         let mut learner = PreferenceLearner { loss, beta, reference };
         let rows = pairs.iter().cloned().map(Ok::<_, Infallible>);
         let (device, download) = (client.device(), client.download(None));
@@ -186,8 +186,8 @@ fn a_round_of_preferences_leads_to_trls_adapter_and_computes_the_reference_once(
     let mut distinct: Vec<_> = pairs.iter().map(|pair| format!("{pair:?}")).collect();
     distinct.sort();
     distinct.dedup();
-    // The second round finds every pair: a header, then 48 bytes each.
-    assert_eq!(sizes, [8 + 48 * distinct.len() as u64; 2]);
+    // The second round finds every pair: a header, then 56 bytes each.
+    assert_eq!(sizes, [8 + 56 * distinct.len() as u64; 2]);
 }
 
 #[test]

@@ -230,6 +230,7 @@ impl<'a> Account<'a> {
                 };
                 ParticipationEvent::RoundDone { round: key.round, fate }
             }
+            Progress::Received { round } => ParticipationEvent::NewAdapter { round },
             Progress::Trained(_) | Progress::Committing => return ControlFlow::Continue(()),
         };
         (self.tell)(event);

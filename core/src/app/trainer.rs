@@ -7,7 +7,6 @@ use std::sync::Arc;
 use super::adapters::{AdapterKind, KeptAdapter, KeptAdapters};
 use super::examples::ExampleStore;
 use super::gate::Gate;
-use crate::adapter::Adapter;
 use crate::client::{
     EngineSettings, EngineTrainer, LocalTrainer, OpenModel, RoundOutcome, TrainerError, Work,
 };
@@ -73,14 +72,9 @@ impl ExampleTrainer {
 
     /// Keeps the shared adapter of a round for writing text.
     fn keep_shared(&self, work: &Work<'_>) -> Result<(), TrainerError> {
-        let plan = &work.instructions.plan;
-        let layout = Adapter::new(plan.lora.clone(), &self.model.files.config, 0);
-        let layout = layout.map_err(TrainerError::round)?;
-        let (parameters, _) =
-            work.download.decode(&layout.parameters).map_err(TrainerError::round)?;
-        let adapter = Adapter { config: plan.lora.clone(), parameters };
-        let template = work.instructions.template;
-        let kept = KeptAdapter { adapter, template, round: Some(plan.round) };
+        let adapter = work.adapter(&self.model.files.config)?;
+        let (template, round) = (work.instructions.template, work.instructions.plan.round);
+        let kept = KeptAdapter { adapter, template, round: Some(round) };
         self.adapters.keep(AdapterKind::Shared, &kept).map_err(TrainerError::device)
     }
 }
@@ -114,5 +108,9 @@ impl LocalTrainer for ExampleTrainer {
         self.keep_shared(work)?;
         let _training = self.gate.training();
         self.engine()?.train(work, watch)
+    }
+
+    fn receive(&mut self, last: &Work<'_>) -> Result<(), TrainerError> {
+        self.keep_shared(last)
     }
 }

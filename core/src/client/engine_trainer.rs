@@ -2,7 +2,7 @@
 //! an app whose rows are files too.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -37,6 +37,9 @@ pub struct EngineSettings {
     pub app_version: String,
     /// Ends a running step within one layer's time.
     pub cancel: CancelToken,
+    /// The file that keeps what the reference of preference training says of the device's pairs, so
+    /// that no later round computes it again; each round computes it where absent.
+    pub references: Option<PathBuf>,
 }
 
 /// How the device is at the moment of the call.
@@ -48,6 +51,7 @@ pub struct EngineTrainer {
     dataset: Dataset,
     model: Option<(BlobId, Arc<OpenModel>)>,
     conditions: ConditionsNow,
+    last: Option<Adapter>,
 }
 
 /// A base model, ready to compute; one serves training and writing text at once.
@@ -85,7 +89,7 @@ impl EngineTrainer {
     /// Trains on `dataset`. A base model is opened by [`EngineTrainer::use_model`], or when a round
     /// needs one that was fetched.
     pub fn new(settings: EngineSettings, dataset: Dataset, conditions: ConditionsNow) -> Self {
-        Self { settings, dataset, model: None, conditions }
+        Self { settings, dataset, model: None, conditions, last: None }
     }
 
     /// Opens the base model at `path` and tells its name: the SHA-256 of its files.
@@ -105,6 +109,11 @@ impl EngineTrainer {
         let id = model.id()?;
         self.model = Some((id, model));
         Ok(id)
+    }
+
+    /// What the federation ended with, once it has.
+    pub fn final_adapter(&self) -> Option<&Adapter> {
+        self.last.as_ref()
     }
 
     /// What a device of these settings can do, whatever its model, its rows and its state are.
@@ -127,6 +136,11 @@ impl EngineTrainer {
         let lora = work.instructions.plan.lora.clone();
         let layout = Adapter::new(lora, &model.files.config, 0).map_err(TrainerError::round)?;
         Ok(DeviceMemory::from_bytes(bytes, &layout.parameters).unwrap_or_default())
+    }
+
+    fn opened(&self) -> Result<&OpenModel, TrainerError> {
+        let model = self.model.as_ref().map(|(_, model)| &**model);
+        model.ok_or_else(|| TrainerError::device("no model is open"))
     }
 
     fn learn<L: Learner>(
@@ -207,8 +221,7 @@ impl LocalTrainer for EngineTrainer {
         work: &Work<'_>,
         watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
     ) -> Result<RoundOutcome, TrainerError> {
-        let model = self.model.as_ref().map(|(_, model)| &**model);
-        let model = model.ok_or_else(|| TrainerError::device("no model is open"))?;
+        let model = self.opened()?;
         match work.instructions.plan.task {
             Task::Sft if self.dataset.is_preference() => {
                 Err(TrainerError::device("the federation learns answers; the rows are preferences"))
@@ -219,9 +232,17 @@ impl LocalTrainer for EngineTrainer {
             Task::Sft => self.learn(&mut AnswerLearner, model, work, watch),
             Task::Dpo { loss, beta } => {
                 let hash = model.files.content_hash().map_err(TrainerError::device)?;
-                let reference = Reference::new(hash, None);
+                let mut reference = Reference::new(hash, self.settings.precision, None);
+                if let Some(path) = &self.settings.references {
+                    reference = reference.kept_in(path).map_err(TrainerError::device)?;
+                }
                 self.learn(&mut PreferenceLearner { loss, beta, reference }, model, work, watch)
             }
         }
+    }
+
+    fn receive(&mut self, last: &Work<'_>) -> Result<(), TrainerError> {
+        self.last = Some(last.adapter(&self.opened()?.files.config)?);
+        Ok(())
     }
 }

@@ -25,8 +25,8 @@ use super::trainer::{LocalTrainer, TrainerError, Work};
 use crate::model::CancelToken;
 use crate::protocol::{
     Action, Backoff, Blame, Blob, BlobId, CheckIn, ChunkRange, ChunkSet, CommitStatus, Ending,
-    EnrolRequest, Event, JoinCode, MANIFEST_PAGE, Manifest, Refusal, Request, Response,
-    RoundAssignment, Session, UploadKey, UploadOffer, hash,
+    EnrolRequest, Event, FinalAdapter, JoinCode, MANIFEST_PAGE, Manifest, Refusal, Request,
+    Response, RoundAssignment, Session, UploadKey, UploadOffer, hash,
 };
 use crate::train::StepReport;
 use crate::update::Header;
@@ -79,6 +79,9 @@ pub enum ParticipantError {
     Runtime(#[source] io::Error),
 }
 
+/// A fetched file was whole when it came.
+const DAMAGED: &str = "what was fetched is damaged on this device's disk";
+
 /// What a participant tells about its work.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -111,6 +114,11 @@ pub enum Progress<'a> {
     Committing,
     /// The server has said what became of the update.
     Settled(&'a UploadKey, &'a CommitStatus),
+    /// The federation is done, and the adapter it ended with is here.
+    Received {
+        /// The round that would have begun with it.
+        round: u32,
+    },
 }
 
 /// Whoever is told; `Break` stops the participant at once.
@@ -226,6 +234,7 @@ impl Participant {
                     self.ask(&request, observer)?;
                 }
                 Action::Fetch(assignment) => self.fetch(&assignment, trainer, observer)?,
+                Action::Receive(last) => self.receive(&last, trainer, observer)?,
                 Action::Train(assignment) => self.train(&assignment, trainer, observer)?,
                 Action::Ask(request) => {
                     if matches!(request, Request::Commit(_)) {
@@ -399,6 +408,50 @@ impl Participant {
         Ok(())
     }
 
+    /// Brings what the federation ended with, and gives it to the trainer.
+    fn receive(
+        &mut self,
+        last: &FinalAdapter,
+        trainer: &mut dyn LocalTrainer,
+        observer: &mut Observer<'_>,
+    ) -> Result<(), ParticipantError> {
+        let FinalAdapter { instructions, model, adapter: blob } = last;
+        let model_path = self.folder.model_path(model.blob.id);
+        let has_model = trainer.has_model(model.blob.id)
+            || model_path.exists() && trainer.open_model(model.blob.id, &model_path).is_ok();
+        let instructions = match Instructions::from_json(instructions) {
+            Ok(instructions) if has_model && blob.size <= MAX_ADAPTER => instructions,
+            // Of no use to this device: it never trained for the federation.
+            _ => {
+                self.session.received();
+                return Ok(());
+            }
+        };
+        self.folder.keep_blobs(&[blob.id])?;
+        let path = self.folder.blob_path(blob.id);
+        if !path.metadata().is_ok_and(|found| found.len() == blob.size)
+            && let Err(error) = self.fetch_blob(blob, &path, observer)?
+        {
+            self.failed(&error, observer)?;
+            return Ok(());
+        }
+        let Some(adapter) = self.folder.read_blob(blob)? else {
+            return self.give_up(DAMAGED, observer);
+        };
+        let download = Download { adapter, control: None };
+        let work = Work { instructions: &instructions, download: &download, memory: None };
+        match trainer.receive(&work) {
+            Ok(()) => tell(observer, Progress::Received { round: instructions.plan.round })?,
+            Err(TrainerError::Stopped) => return Err(ParticipantError::Stopped),
+            Err(error @ TrainerError::Round(_)) => {
+                tell(observer, Progress::Trouble(&error.to_string()))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.session.received();
+        Ok(())
+    }
+
     /// Brings one blob to `path`, from where an earlier attempt left it.
     fn fetch_blob(
         &mut self,
@@ -443,7 +496,7 @@ impl Participant {
             Err(error) => return self.give_up(&error.to_string(), observer),
         };
         let Some(download) = self.download(assignment)? else {
-            return self.give_up("what was fetched is damaged on this device's disk", observer);
+            return self.give_up(DAMAGED, observer);
         };
         let memory = self.folder.memory(&assignment.federation)?;
         let memory = memory.as_deref();

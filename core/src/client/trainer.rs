@@ -7,6 +7,8 @@ use std::path::Path;
 use super::instructions::Instructions;
 use super::messages::Download;
 use super::round::RoundOutcome;
+use crate::adapter::Adapter;
+use crate::config::ModelConfig;
 use crate::protocol::{BlobId, Capabilities};
 use crate::train::StepReport;
 
@@ -20,6 +22,20 @@ pub struct Work<'a> {
     /// What the device kept of earlier rounds ([`super::DeviceMemory::to_bytes`]); `None` where there
     /// is nothing.
     pub memory: Option<&'a [u8]>,
+}
+
+impl Work<'_> {
+    /// The shared adapter, for the base model of this configuration.
+    ///
+    /// # Errors
+    /// When the bytes are not an adapter of the shape that the instructions give.
+    pub fn adapter(&self, model: &ModelConfig) -> Result<Adapter, TrainerError> {
+        let config = self.instructions.plan.lora.clone();
+        let layout = Adapter::new(config.clone(), model, 0).map_err(TrainerError::round)?;
+        let decoded = self.download.decode(&layout.parameters);
+        let (parameters, _) = decoded.map_err(TrainerError::round)?;
+        Ok(Adapter { config, parameters })
+    }
 }
 
 /// Why a round was not trained.
@@ -74,4 +90,11 @@ pub trait LocalTrainer {
         work: &Work<'_>,
         watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
     ) -> Result<RoundOutcome, TrainerError>;
+
+    /// Takes in what the federation ended with: the instructions and the adapter of a round that
+    /// will not be trained.
+    ///
+    /// # Errors
+    /// When it cannot be read or kept.
+    fn receive(&mut self, last: &Work<'_>) -> Result<(), TrainerError>;
 }

@@ -7,7 +7,6 @@
 //! Shapes are given by the caller and checked: a slice of another length than its shape asks for is
 //! a bug of the caller and panics before any value is written.
 
-mod adamw;
 mod attention;
 mod cross_entropy;
 mod dense;
@@ -25,7 +24,6 @@ mod swiglu;
 mod testing;
 mod threads;
 
-pub use adamw::{AdamW, adamw, squared_norm};
 pub use attention::{AttentionShape, Segment, attention, attention_backward};
 pub use cross_entropy::{
     HeadChunk, SoftmaxRow, cross_entropy_gradient, linear_cross_entropy, softmax_chunk,

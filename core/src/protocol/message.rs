@@ -186,8 +186,20 @@ pub enum Assignment {
         /// When to ask again, milliseconds from now.
         milliseconds: u32,
     },
-    /// Nothing ever again: the federation is done.
-    Finished,
+    /// Nothing ever again: the federation is done, and ended with this.
+    Finished(Box<FinalAdapter>),
+}
+
+/// What a federation ended with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinalAdapter {
+    /// Instructions of the round that would have followed, as JSON (`client::Instructions`): they
+    /// tell the adapter's shape and the text around a row.
+    pub instructions: String,
+    /// The base model.
+    pub model: ModelOffer,
+    /// The shared adapter.
+    pub adapter: Blob,
 }
 
 /// A device's part in a round.

@@ -21,7 +21,8 @@ pub use id::{AttemptToken, DeviceId, InviteId, ParseIdError};
 pub use join_code::{JoinCode, JoinCodeError, MAX_ADDRESSES};
 pub use message::{
     Assignment, Blame, Capabilities, CheckIn, CommitStatus, Conditions, EnrolRequest, Enrolment,
-    ErrorCode, ModelOffer, Refusal, Request, Response, RoundAssignment, UploadKey, UploadOffer,
+    ErrorCode, FinalAdapter, ModelOffer, Refusal, Request, Response, RoundAssignment, UploadKey,
+    UploadOffer,
 };
 pub use session::{Action, Ending, Event, Session, Time};
 

@@ -11,8 +11,8 @@
 use std::time::Duration;
 
 use super::{
-    Assignment, Backoff, Blame, ChunkSet, CommitStatus, ErrorCode, Refusal, Request, Response,
-    RoundAssignment, UploadOffer,
+    Assignment, Backoff, Blame, ChunkSet, CommitStatus, ErrorCode, FinalAdapter, Refusal, Request,
+    Response, RoundAssignment, UploadOffer,
 };
 
 /// A moment, as the time since another one that the driver chose and keeps.
@@ -28,6 +28,8 @@ pub enum Action {
     CheckIn,
     /// Bring what the assignment names and the device lacks, then call [`Session::fetched`].
     Fetch(Box<RoundAssignment>),
+    /// Bring what the federation ended with, then call [`Session::received`].
+    Receive(Box<FinalAdapter>),
     /// Train, make the update durable, then call [`Session::trained`].
     Train(Box<RoundAssignment>),
     /// Send this request and give the answer to [`Session::answered`].
@@ -68,6 +70,8 @@ enum State {
     Free,
     Fetching(Box<RoundAssignment>),
     Training(Box<RoundAssignment>),
+    /// The federation is done; to bring its adapter.
+    Receiving(Box<FinalAdapter>),
     /// To learn what the server lacks of the update.
     Offering(Box<UploadOffer>),
     Sending(Box<UploadOffer>, ChunkSet),
@@ -103,6 +107,7 @@ impl Session {
             State::Free => Action::CheckIn,
             State::Fetching(assignment) => Action::Fetch(assignment.clone()),
             State::Training(assignment) => Action::Train(assignment.clone()),
+            State::Receiving(last) => Action::Receive(last.clone()),
             State::Offering(offer) => Action::Ask(Request::UploadBegin(offer.clone())),
             State::Sending(offer, chunks) => Action::Send(offer.clone(), chunks.clone()),
             State::Committing(offer) => Action::Ask(Request::Commit(offer.key.clone())),
@@ -165,8 +170,8 @@ impl Session {
                 self.state = State::Fetching(assignment.clone());
                 Some(Event::Assigned(assignment))
             }
-            Assignment::Finished => {
-                self.state = State::Over(Ending::Finished);
+            Assignment::Finished(last) => {
+                self.state = State::Receiving(last);
                 None
             }
         }
@@ -197,9 +202,11 @@ impl Session {
             State::Offering(offer) | State::Sending(offer, _) | State::Committing(offer) => {
                 Event::Settled(offer, CommitStatus::Refused { reason: refusal.message })
             }
-            State::Free | State::Fetching(_) | State::Training(_) | State::Over(_) => {
-                Event::Dropped(refusal)
-            }
+            State::Free
+            | State::Fetching(_)
+            | State::Training(_)
+            | State::Receiving(_)
+            | State::Over(_) => Event::Dropped(refusal),
         }
     }
 
@@ -210,6 +217,13 @@ impl Session {
             State::Fetching(assignment) => State::Training(assignment),
             other => other,
         };
+    }
+
+    /// What the federation ended with is here, or is of no use here.
+    pub fn received(&mut self) {
+        if matches!(self.state, State::Receiving(_)) {
+            self.state = State::Over(Ending::Finished);
+        }
     }
 
     /// The update is trained and durable.
@@ -240,7 +254,7 @@ impl Session {
     /// The device cannot do what it was assigned: ask for work again after a while.
     pub fn gave_up(&mut self, now: Time, random: u32) {
         self.wait(now, random);
-        if matches!(self.state, State::Fetching(_) | State::Training(_)) {
+        if matches!(self.state, State::Fetching(_) | State::Training(_) | State::Receiving(_)) {
             self.state = State::Free;
         }
     }

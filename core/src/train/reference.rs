@@ -3,11 +3,12 @@
 //!
 //! The reference of preference training never changes, so a device that stays in a federation
 //! computes it once and finds it again in every later round. The key covers all that the numbers
-//! depend on: the base model, the reference adapter, and the pair's tokens, which include template
-//! and sequence length.
+//! depend on: the base model and how its products round, the reference adapter, and the pair's tokens,
+//! which include template and sequence length.
 //!
-//! On disk the cache is a header and fixed-size records, appended as they are computed. A record cut
-//! off by a kill is dropped; so is a whole file of another version, since it can be computed again.
+//! On disk the cache is a header and fixed-size records with a checksum each, appended as they are
+//! computed. A record that was cut off by a kill or damaged is dropped; so is a whole file of another
+//! version, since it can be computed again.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -19,11 +20,14 @@ use sha2::{Digest, Sha256};
 use super::{PairEvaluation, PairLogProbs, evaluate_pairs};
 use crate::adapter::Adapter;
 use crate::data::TokenizedPair;
+use crate::kernels::Precision;
 use crate::model::{CancelToken, Decoder, EngineError};
 
-const HEADER: &[u8; 8] = b"FTREF\0\0\x01";
+const HEADER: &[u8; 8] = b"FTREF\0\0\x02";
 const KEY: usize = 32;
-const RECORD: usize = KEY + 2 * size_of::<f64>();
+const CONTENT: usize = KEY + 2 * size_of::<f64>();
+const CHECKSUM: usize = 8;
+const RECORD: usize = CONTENT + CHECKSUM;
 
 /// The base model, or a frozen adapter on it, with the log-probabilities known of it: in memory and,
 /// if opened with a file, on disk.
@@ -49,10 +53,12 @@ pub enum ReferenceError {
 }
 
 impl Reference {
-    /// The base model with hash `model_hash` itself, or a frozen `adapter` on it.
-    pub fn new(model_hash: &str, adapter: Option<Adapter>) -> Self {
+    /// The base model with hash `model_hash` itself, or a frozen `adapter` on it, computed at
+    /// `precision`.
+    pub fn new(model_hash: &str, precision: Precision, adapter: Option<Adapter>) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(model_hash);
+        hasher.update(format!("{precision:?}"));
         if let Some(adapter) = &adapter {
             hasher.update(adapter.config.scale().to_le_bytes());
             for parameter in adapter.parameters.iter() {
@@ -85,11 +91,8 @@ impl Reference {
             let mut record = [0; RECORD];
             for _ in 0..records {
                 reader.read_exact(&mut record)?;
-                let (key, log_probs) = decode(&record);
-                // A damaged number is as good as none.
-                if log_probs.chosen.is_finite() && log_probs.rejected.is_finite() {
-                    self.known.insert(key, log_probs);
-                }
+                // A damaged record is as good as none.
+                self.known.extend(decode(&record));
             }
             file.set_len(HEADER.len() as u64 + records * RECORD as u64)?;
         }
@@ -155,11 +158,17 @@ fn encode(key: &[u8; KEY], log_probs: PairLogProbs) -> [u8; RECORD] {
     let mut record = [0; RECORD];
     record[..KEY].copy_from_slice(key);
     record[KEY..KEY + 8].copy_from_slice(&log_probs.chosen.to_le_bytes());
-    record[KEY + 8..].copy_from_slice(&log_probs.rejected.to_le_bytes());
+    record[KEY + 8..CONTENT].copy_from_slice(&log_probs.rejected.to_le_bytes());
+    let checksum = Sha256::digest(&record[..CONTENT]);
+    record[CONTENT..].copy_from_slice(&checksum[..CHECKSUM]);
     record
 }
 
-fn decode(record: &[u8; RECORD]) -> ([u8; KEY], PairLogProbs) {
+/// What a record says; `None` where it is damaged.
+fn decode(record: &[u8; RECORD]) -> Option<([u8; KEY], PairLogProbs)> {
+    if Sha256::digest(&record[..CONTENT])[..CHECKSUM] != record[CONTENT..] {
+        return None;
+    }
     let number = |at: usize| {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&record[at..at + 8]);
@@ -167,12 +176,16 @@ fn decode(record: &[u8; RECORD]) -> ([u8; KEY], PairLogProbs) {
     };
     let mut key = [0; KEY];
     key.copy_from_slice(&record[..KEY]);
-    (key, PairLogProbs { chosen: number(KEY), rejected: number(KEY + 8) })
+    Some((key, PairLogProbs { chosen: number(KEY), rejected: number(KEY + 8) }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn reference(model: &str) -> Reference {
+        Reference::new(model, Precision::F32, None)
+    }
 
     fn known(cache: &Reference) -> Vec<[u8; KEY]> {
         let mut keys: Vec<_> = cache.known.keys().copied().collect();
@@ -184,7 +197,7 @@ mod tests {
     fn a_file_cut_off_in_a_record_keeps_the_records_before_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("reference");
-        let mut cache = Reference::new("model", None).kept_in(&path).unwrap();
+        let mut cache = reference("model").kept_in(&path).unwrap();
         for i in 0..3u8 {
             let record = encode(&[i; KEY], PairLogProbs { chosen: -1.5, rejected: f64::from(i) });
             cache.file.as_mut().unwrap().write_all(&record).unwrap();
@@ -192,7 +205,7 @@ mod tests {
         drop(cache);
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 5]).unwrap();
-        let cache = Reference::new("model", None).kept_in(&path).unwrap();
+        let cache = reference("model").kept_in(&path).unwrap();
         assert_eq!(known(&cache), [[0; KEY], [1; KEY]]);
         assert_eq!(cache.known[&[1; KEY]], PairLogProbs { chosen: -1.5, rejected: 1.0 });
         // And what is appended next is found again.
@@ -201,11 +214,22 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_record_is_computed_again() {
+        let record = encode(&[1; KEY], PairLogProbs { chosen: -1.5, rejected: -2.5 });
+        assert!(decode(&record).is_some());
+        for at in 0..RECORD {
+            let mut damaged = record;
+            damaged[at] ^= 4;
+            assert_eq!(decode(&damaged), None, "byte {at}");
+        }
+    }
+
+    #[test]
     fn a_file_of_another_version_is_started_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("reference");
         std::fs::write(&path, b"something else entirely").unwrap();
-        assert!(Reference::new("model", None).kept_in(&path).unwrap().is_empty());
+        assert!(reference("model").kept_in(&path).unwrap().is_empty());
         assert_eq!(std::fs::read(&path).unwrap(), HEADER);
     }
 
@@ -216,8 +240,10 @@ mod tests {
             chosen: chosen.to_vec(),
             rejected: vec![9],
         };
-        let cache = Reference::new("model", None);
-        let other = Reference::new("another", None);
+        let cache = reference("model");
+        let other = reference("another");
+        let rounded = Reference::new("model", Precision::Bf16, None);
+        assert_ne!(cache.key(&pair(&[1], &[2])), rounded.key(&pair(&[1], &[2])));
         assert_ne!(cache.key(&pair(&[1, 2], &[3])), cache.key(&pair(&[1], &[2, 3])));
         assert_ne!(cache.key(&pair(&[1], &[2])), other.key(&pair(&[1], &[2])));
     }

@@ -64,6 +64,7 @@ impl Evaluate for HeldOut {
         let references = References {
             folder: self.references.clone(),
             model_hash: self.model.content_hash()?.to_owned(),
+            precision: self.config.precision.into(),
             adapter: None,
         };
         let environment = Environment {

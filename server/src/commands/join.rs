@@ -19,6 +19,9 @@ use crate::conditions::{available_memory, of_this_machine};
 use crate::progress::note;
 use crate::training::ComputePrecision;
 
+/// What the reference of preference training says of the device's pairs, in its folder.
+const REFERENCES: &str = "reference_log_probs.bin";
+
 /// Arguments of `fleetune join`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -78,6 +81,8 @@ struct Summary {
     accepted: u32,
     late: u32,
     refused: u32,
+    /// What the federation ended with, a PEFT folder.
+    adapter: Option<PathBuf>,
 }
 
 /// Runs `fleetune join`.
@@ -110,10 +115,20 @@ pub fn run(args: JoinArgs, ctx: &Context) -> CommandResult {
     note(format!("device {device}"));
     let outcome = participant.run(&mut trainer, args.rounds, &mut tell);
     outcome.map_err(|error| args.explain(error))?;
-    let summary = Summary { device, ..teller.summary };
+    let adapter = args.state.join("adapter");
+    let adapter = match trainer.final_adapter() {
+        Some(last) => {
+            last.save(&adapter)?;
+            Some(adapter)
+        }
+        None => None,
+    };
+    let summary = Summary { device, adapter, ..teller.summary };
     Ok(ctx.result(&summary, || {
         let Summary { accepted, late, refused, .. } = &summary;
-        format!("done: {accepted} updates accepted, {late} late, {refused} refused")
+        let ended = summary.adapter.as_ref().map(|path| format!("\nadapter: {}", path.display()));
+        let ended = ended.unwrap_or_default();
+        format!("done: {accepted} updates accepted, {late} late, {refused} refused{ended}")
     })?)
 }
 
@@ -127,6 +142,7 @@ impl JoinArgs {
             memory_bytes: self.memory_budget.or_else(available_memory).unwrap_or(u64::MAX),
             app_version: env!("CARGO_PKG_VERSION").to_owned(),
             cancel: ctx.interrupt().cancel_token(),
+            references: Some(self.state.join(REFERENCES)),
         };
         let words = self.conditions.clone();
         let conditions = Box::new(move || conditions(&words));

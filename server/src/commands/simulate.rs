@@ -298,6 +298,7 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
             Task::Sft => String::new(),
             Task::Dpo => model.content_hash()?.to_owned(),
         },
+        precision: config.precision.into(),
         adapter: reference_adapter,
     };
     let suites = suite_questions(&config, (&model, &decoder), &fleet, &interrupt, ctx)?;

@@ -20,6 +20,9 @@ use crate::training::{Checkpoint, LossName, Outcome, RunError, RunOptions, Subje
 
 const DEFAULT_SEQ_LEN: usize = 512;
 
+/// What the reference of preference training says of each pair, in the folder of the training.
+const REFERENCES: &str = "reference_log_probs.bin";
+
 /// Arguments of `fleetune train`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -158,8 +161,9 @@ struct PreferenceArgs {
 /// When the arguments make no sense together, or model, data, a step or the folder fails.
 pub fn run(args: TrainArgs, ctx: &Context) -> CommandResult {
     let interrupt = ctx.interrupt();
-    if args.task == Task::Sft {
-        args.preference.check_unused()?;
+    match args.task {
+        Task::Sft => args.preference.check_unused()?,
+        Task::Dpo => args.preference.check_loss()?,
     }
     let checkpoint = args.checkpoint()?;
     let dataset = args.open_dataset()?;
@@ -168,7 +172,7 @@ pub fn run(args: TrainArgs, ctx: &Context) -> CommandResult {
     check_context(&engine.model, seq_len)?;
     let encoder = Encoder::new(args.template(), engine.model.tokenizer()?, seq_len)
         .map_err(CommandError::usage)?;
-    let options = args.run_options(&dataset, seq_len);
+    let options = args.run_options(&dataset, engine.model.content_hash()?, seq_len);
     if let Some(checkpoint) = &checkpoint {
         check_settings(&checkpoint.settings, &options.settings)?;
     }
@@ -258,6 +262,21 @@ impl PreferenceArgs {
         }
     }
 
+    /// An error where a flag means nothing to the loss.
+    fn check_loss(&self) -> CommandResult {
+        let loss = self.dpo_loss.unwrap_or_default();
+        let wrong = |flag: &str, why: &str| {
+            Err(CommandError::Usage(format!("{flag} {why}: leave the flag out")))
+        };
+        if self.dpo_label_smoothing.is_some() && loss != LossName::Robust {
+            return wrong("--dpo-label-smoothing", "is for --dpo-loss robust alone");
+        }
+        if self.reference_adapter.is_some() && loss == LossName::Orpo {
+            return wrong("--reference-adapter", "means nothing to --dpo-loss orpo");
+        }
+        Ok(())
+    }
+
     fn beta(&self) -> f64 {
         self.dpo_beta.unwrap_or(0.1)
     }
@@ -295,6 +314,12 @@ impl TrainArgs {
         })?;
         if self.overwrite {
             Checkpoint::clear(out)?;
+            match std::fs::remove_file(out.join(REFERENCES)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(anyhow::anyhow!("cannot empty {}: {error}", out.display()).into());
+                }
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -343,13 +368,14 @@ impl TrainArgs {
         let how = &self.preference;
         let adapter = how.reference_adapter.as_deref();
         let adapter = adapter.map(|folder| load_adapter(&engine.model, folder)).transpose()?;
-        let reference = Reference::new(engine.model.content_hash()?, adapter);
-        let path = self.out.join("reference_log_probs.bin");
-        let reference = reference.kept_in(&path).map_err(ReferenceError::from)?;
+        let precision = self.engine.precision.into();
+        let reference = Reference::new(engine.model.content_hash()?, precision, adapter);
+        let reference =
+            reference.kept_in(&self.out.join(REFERENCES)).map_err(ReferenceError::from)?;
         Ok(PreferenceLearner { loss: how.loss(), beta: how.beta(), reference })
     }
 
-    fn run_options(&self, dataset: &Dataset, seq_len: usize) -> RunOptions {
+    fn run_options(&self, dataset: &Dataset, model_hash: &str, seq_len: usize) -> RunOptions {
         let steps = &self.steps;
         let wanted = steps.batch_size.saturating_mul(steps.grad_accum);
         let rows_per_step = wanted.min(dataset.len());
@@ -369,19 +395,26 @@ impl TrainArgs {
             shuffle: (!self.data.no_shuffle).then_some(self.seed),
             seed: self.seed,
             base_model: self.engine.model.clone(),
-            settings: self.settings(dataset, seq_len, rows_per_step),
+            settings: self.settings(dataset, model_hash, seq_len, rows_per_step),
         }
     }
 
     /// What a resumed run must have in common with the one that was interrupted. Learning rate,
     /// steps and checkpoints may change.
-    fn settings(&self, dataset: &Dataset, seq_len: usize, rows_per_step: usize) -> Value {
+    fn settings(
+        &self,
+        dataset: &Dataset,
+        model_hash: &str,
+        seq_len: usize,
+        rows_per_step: usize,
+    ) -> Value {
         let preference = (self.task == Task::Dpo).then(|| {
             let how = &self.preference;
             json!({ "beta": how.beta(), "loss": how.loss(), "reference": how.reference_adapter })
         });
         json!({
             "model": self.engine.model,
+            "model_sha256": model_hash,
             "precision": self.engine.precision,
             "dataset": dataset.name(),
             "rows": dataset.len(),

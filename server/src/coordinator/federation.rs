@@ -7,7 +7,8 @@ use fleetune_core::adapter::{Adapter, LoraConfig, ParameterSet};
 use fleetune_core::client::{Download, Instructions, MessageError, Upload};
 use fleetune_core::model::ModelConfig;
 use fleetune_core::protocol::{
-    Assignment, AttemptToken, Blob, Capabilities, DeviceId, ModelOffer, RoundAssignment,
+    Assignment, AttemptToken, Blob, Capabilities, DeviceId, FinalAdapter, ModelOffer,
+    RoundAssignment,
 };
 use fleetune_core::update::decode;
 
@@ -216,7 +217,7 @@ impl Federation {
     ) -> Result<Assignment, RequestError> {
         let mut current = self.lock();
         if current.state.phase() == Phase::Finished {
-            return Ok(Assignment::Finished);
+            return self.finished(&current, device);
         }
         if let Some(part) = current.state.resume(device) {
             return self.assignment(&current, device, part, now);
@@ -290,8 +291,26 @@ impl Federation {
         (attempt, round): (AttemptToken, u32),
         now: u64,
     ) -> Result<Assignment, RequestError> {
-        let internal = |error: &dyn std::fmt::Display| RequestError::Internal(error.to_string());
         let start = current.starts.get(&round).ok_or(RequestError::Busy)?;
+        let milliseconds_left = match current.state.phase() {
+            Phase::Collecting { deadline } => deadline.saturating_sub(now),
+            // In buffered mode a device may be at it while the next round has no deadline yet.
+            _ => self.config.rounds.deadline.as_millis(),
+        };
+        Ok(Assignment::Round(Box::new(RoundAssignment {
+            federation: self.name().to_owned(),
+            round,
+            attempt,
+            instructions: self.instructions(device, round)?,
+            model: self.model.offer.clone(),
+            adapter: start.row.adapter,
+            control: start.row.control,
+            milliseconds_left,
+        })))
+    }
+
+    /// What a device is to do in a round, as it travels.
+    fn instructions(&self, device: DeviceId, round: u32) -> Result<String, RequestError> {
         let training = &self.config.training;
         let place = u64::from_le_bytes(first_bytes(device));
         let combine = self.aggregator.config().combination.combine;
@@ -303,21 +322,17 @@ impl Federation {
             seq_len: training.seq_len,
             order_seed: derived(training.seed, Choice::RowOrder, &[place]),
         };
-        let instructions = instructions.to_json().map_err(|error| internal(&error))?;
-        let milliseconds_left = match current.state.phase() {
-            Phase::Collecting { deadline } => deadline.saturating_sub(now),
-            // In buffered mode a device may be at it while the next round has no deadline yet.
-            _ => self.config.rounds.deadline.as_millis(),
-        };
-        Ok(Assignment::Round(Box::new(RoundAssignment {
-            federation: self.name().to_owned(),
-            round,
-            attempt,
-            instructions,
+        instructions.to_json().map_err(|error| RequestError::Internal(error.to_string()))
+    }
+
+    /// What a device is told once the federation is done.
+    fn finished(&self, current: &Current, device: DeviceId) -> Result<Assignment, RequestError> {
+        let round = current.row.round;
+        let start = current.starts.get(&round).ok_or(RequestError::Busy)?;
+        Ok(Assignment::Finished(Box::new(FinalAdapter {
+            instructions: self.instructions(device, round)?,
             model: self.model.offer.clone(),
             adapter: start.row.adapter,
-            control: start.row.control,
-            milliseconds_left,
         })))
     }
 

@@ -178,7 +178,7 @@ impl Coordinator {
             // A federation that may have work later counts more than one that is done, and waiting
             // for work more than not being fit for it.
             let rank = |said: &Assignment| match said {
-                Assignment::Finished => 0,
+                Assignment::Finished(_) => 0,
                 Assignment::Ineligible { .. } => 1,
                 Assignment::Wait { .. } | Assignment::Round(_) => 2,
             };

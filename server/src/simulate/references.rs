@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use fleetune_core::adapter::Adapter;
+use fleetune_core::kernels::Precision;
 use fleetune_core::train::{Reference, ReferenceError};
 
 /// The reference as each client, and the server, knows it.
@@ -13,6 +14,8 @@ pub struct References {
     pub folder: PathBuf,
     /// Hash of the base model.
     pub model_hash: String,
+    /// How its products round.
+    pub precision: Precision,
     /// The adapter that is the reference; the base model itself where there is none.
     pub adapter: Option<Adapter>,
 }
@@ -36,7 +39,7 @@ impl References {
 
     fn open(&self, name: &str) -> Result<Reference, ReferenceError> {
         std::fs::create_dir_all(&self.folder)?;
-        let reference = Reference::new(&self.model_hash, self.adapter.clone());
+        let reference = Reference::new(&self.model_hash, self.precision, self.adapter.clone());
         Ok(reference.kept_in(&self.folder.join(name))?)
     }
 }

@@ -85,7 +85,12 @@ impl StoreError {
     pub fn is_disk_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+                matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull
+                        | io::ErrorKind::QuotaExceeded
+                        | io::ErrorKind::FileTooLarge
+                )
             }
             Self::Database { source, .. } => {
                 source.sqlite_error_code() == Some(ErrorCode::DiskFull)

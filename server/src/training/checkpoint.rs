@@ -34,7 +34,7 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// The tensors are damaged.
-    #[error("cannot use {}: {source}; remove the checkpoint to go on from an earlier one", path.display())]
+    #[error("cannot use {}: {source}; begin again with --overwrite", path.display())]
     Tensors {
         /// The file.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum CheckpointError {
         source: TensorFileError,
     },
     /// The state is damaged.
-    #[error("cannot use {}: {source}; remove the checkpoint to go on from an earlier one", path.display())]
+    #[error("cannot use {}: {source}; begin again with --overwrite", path.display())]
     State {
         /// The file.
         path: PathBuf,
@@ -104,9 +104,12 @@ impl Checkpoint {
         let path = hidden.join(STATE);
         let bytes = serde_json::to_vec_pretty(&state).map_err(io::Error::from);
         bytes.and_then(|b| write_atomically(&path, &b)).map_err(file("write", &path))?;
-        // Trained as far before, from the same start: the same state under another time stamp.
-        remove(&visible)?;
-        fs::rename(&hidden, &visible).map_err(file("move into place", &visible))?;
+        if visible.exists() {
+            // Trained as far before, from the same start: the same state under another time stamp.
+            remove(&hidden)?;
+        } else {
+            fs::rename(&hidden, &visible).map_err(file("move into place", &visible))?;
+        }
         for (step, path) in all(folder)? {
             if step != self.trainer.steps {
                 remove(&path)?;

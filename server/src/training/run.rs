@@ -86,6 +86,8 @@ pub struct Outcome {
     pub planned_bytes: u64,
     /// Different rows that this process drew and the sequence length left nothing to learn from.
     pub rows_skipped: u64,
+    /// Rows of the data that cannot be learnt from, such as pairs of two equal answers.
+    pub rows_unusable: u64,
 }
 
 /// Why training failed.
@@ -235,6 +237,7 @@ impl<'a, L: Learner> Run<'a, L> {
                 peak_rss_bytes: None,
                 planned_bytes: plan.peak_bytes,
                 rows_skipped: 0,
+                rows_unusable: subject.dataset.skipped().total() as u64,
             },
         })
     }

@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fleetune_core::adapter::Adapter;
 use fleetune_core::client::{
     DeviceFolder, DeviceMemory, FileKeyStore, LocalTrainer, Participant, ParticipantError,
     Progress, RoundOutcome, TrainerError, TrainingReport, Upload, Work,
@@ -12,6 +11,8 @@ use fleetune_core::client::{
 use fleetune_core::model::{CancelToken, LoadedModel, ModelConfig};
 use fleetune_core::protocol::{BlobId, Capabilities, Conditions, DeviceId, JoinCode};
 use fleetune_core::train::StepReport;
+
+use super::server::nudged;
 
 /// A device: a folder, and a number that decides what it makes of adapters.
 #[derive(Debug, Clone)]
@@ -99,19 +100,16 @@ impl LocalTrainer for Nudge {
     ) -> Result<RoundOutcome, TrainerError> {
         std::thread::sleep(self.training);
         let plan = &work.instructions.plan;
-        let layout = Adapter::new(plan.lora.clone(), &self.config, 0).unwrap();
-        let (global, _) = work.download.decode(&layout.parameters).map_err(TrainerError::round)?;
-        let mut local = global.clone();
-        let mut state = u64::from(self.number) << 32 | u64::from(plan.round);
-        for value in local.values_mut().flatten() {
-            // Knuth's MMIX generator.
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            *value += ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 1e-3;
-        }
+        let global = work.adapter(&self.config)?.parameters;
+        let local = nudged(&global, self.number, plan.round);
         let upload = Upload::encode(&global, &local, None).map_err(TrainerError::round)?;
         let rows = u64::from(self.number) + 3;
         let report = TrainingReport { steps: 1, rows, ..TrainingReport::default() };
         let memory = DeviceMemory::default();
         Ok(RoundOutcome { upload, adapter: local, report, memory })
+    }
+
+    fn receive(&mut self, last: &Work<'_>) -> Result<(), TrainerError> {
+        last.adapter(&self.config).map(drop)
     }
 }

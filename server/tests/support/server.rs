@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use fleetune_core::adapter::{Adapter, ParameterSet};
@@ -75,12 +75,27 @@ impl Place {
     /// Starts the server; `crash_at` names a point at which it ends.
     pub fn serve(&self, address: Option<SocketAddr>, crash_at: Option<&str>) -> Running {
         let mut command = fleetune(&self.folder.join("cache"));
+        if let Some(point) = crash_at {
+            command.env("FLEETUNE_CRASH_AT", point);
+        }
+        self.start(command, address)
+    }
+
+    /// Starts the server on a disk that takes no file of more than `kib` KiB.
+    pub fn serve_on_a_full_disk(&self, address: SocketAddr, kib: usize) -> Running {
+        let program = fleetune(&self.folder.join("cache"));
+        // A signal that is ignored stays so over `exec`: writing fails instead of ending the process.
+        let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", 2 * kib);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(script).arg(program.get_program());
+        command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        self.start(command, Some(address))
+    }
+
+    fn start(&self, mut command: Command, address: Option<SocketAddr>) -> Running {
         command.arg("serve").arg(self.folder.join("serve.toml")).arg("--json");
         if let Some(address) = address {
             command.args(["--listen", &address.to_string()]);
-        }
-        if let Some(point) = crash_at {
-            command.env("FLEETUNE_CRASH_AT", point);
         }
         let log = std::fs::File::options()
             .create(true)
@@ -156,11 +171,8 @@ impl Place {
 
     /// What a device makes of an adapter: a change that depends on the device and the round alone.
     pub fn update(&self, device: &LoadDevice, round: u32, global: &ParameterSet) -> Vec<u8> {
-        let mut local = global.clone();
-        let step = f32::from(device.id.0[0]) * 1e-5 + round as f32 * 1e-3;
-        for (i, value) in local.values_mut().flatten().enumerate() {
-            *value += step * ((i % 7) as f32 - 3.0);
-        }
+        let number = u32::from_be_bytes(*device.id.0.first_chunk().unwrap());
+        let local = nudged(global, number, round);
         Upload::encode(global, &local, None).unwrap().to_bytes().unwrap()
     }
 
@@ -169,7 +181,7 @@ impl Place {
         loop {
             match device.check_in(None).await? {
                 Assignment::Round(work) => return Ok(Some(*work)),
-                Assignment::Finished => return Ok(None),
+                Assignment::Finished(_) => return Ok(None),
                 Assignment::Wait { .. } => tokio::time::sleep(Duration::from_millis(20)).await,
                 Assignment::Ineligible { reason, .. } => panic!("{reason}"),
             }
@@ -217,6 +229,18 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An adapter after a change that hardly compresses and that two numbers decide.
+pub fn nudged(adapter: &ParameterSet, number: u32, round: u32) -> ParameterSet {
+    let mut nudged = adapter.clone();
+    let mut state = u64::from(number) << 32 | u64::from(round);
+    for value in nudged.values_mut().flatten() {
+        // Knuth's MMIX generator.
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        *value += ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 1e-3;
+    }
+    nudged
 }
 
 /// The same server, and whoever keeps a folder beside it, in another folder.

@@ -1,6 +1,4 @@
 //! Updates and downloads: whatever the bytes, decoding ends in an error or in finite values.
-//!
-//! `cd tests/fuzz && cargo +nightly fuzz run update`
 
 #![no_main]
 

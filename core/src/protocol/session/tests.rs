@@ -48,6 +48,26 @@ fn sending() -> Session {
 }
 
 #[test]
+fn a_federation_that_is_done_leaves_its_adapter() {
+    let RoundAssignment { instructions, model, adapter, .. } = assignment();
+    let last = Box::new(FinalAdapter { instructions, model, adapter });
+    let mut session = Session::new(None);
+    let done = Response::Assignment(Assignment::Finished(last.clone()));
+    assert_eq!(session.answered(NOW, 0, done.clone()), None);
+    assert_eq!(session.next(NOW), Action::Receive(last.clone()));
+    // A lost connection is waited out, and the adapter brought all the same.
+    session.failed(NOW, 0);
+    assert!(matches!(session.next(NOW), Action::Wait(_)));
+    assert_eq!(session.next(2 * NOW), Action::Receive(last));
+    // The operator went back in the meantime: it is not offered any more, and there may be work.
+    let mut rolled_back = session.clone();
+    rolled_back.answered(2 * NOW, 0, error(ErrorCode::Unknown, None));
+    assert_eq!(rolled_back.next(3 * NOW), Action::CheckIn);
+    session.received();
+    assert_eq!(session.next(2 * NOW), Action::End(Ending::Finished));
+}
+
+#[test]
 fn a_round_goes_from_check_in_to_acknowledgement() {
     let mut session = Session::new(None);
     assert_eq!(session.next(NOW), Action::CheckIn);

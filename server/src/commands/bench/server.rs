@@ -387,7 +387,7 @@ async fn take_part(
             Assignment::Round(work) => break work,
             Assignment::Wait { .. } => tokio::time::sleep(POLL).await,
             // The round was closed with this device's update.
-            Assignment::Finished => return Ok(()),
+            Assignment::Finished(_) => return Ok(()),
             Assignment::Ineligible { reason, .. } => anyhow::bail!(reason),
         }
     };
