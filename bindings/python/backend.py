@@ -1,6 +1,6 @@
 """Builds the wheel with maturin, which runs `uniffi-bindgen` from the path.
 
-The generator must be of the library's own version, so it is built from `xtask` first.
+The generator must be of the library's own version, so it is built from `bindings/xtask` first.
 """
 
 import os
@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _generator_on_path():
-    manifest = ROOT / "xtask" / "Cargo.toml"
+    manifest = ROOT / "bindings" / "xtask" / "Cargo.toml"
     command = ["cargo", "build", "--release", "--bin", "uniffi-bindgen", "--manifest-path", manifest]
     subprocess.run(command, check=True)
-    target = os.environ.get("CARGO_TARGET_DIR", ROOT / "xtask" / "target")
+    target = os.environ.get("CARGO_TARGET_DIR", ROOT / "bindings" / "xtask" / "target")
     os.environ["PATH"] = f"{Path(target) / 'release'}{os.pathsep}{os.environ['PATH']}"
 
 

@@ -107,7 +107,7 @@ async fn with_store<T: Send + 'static>(
 type Answer = Result<Json<Value>, Response>;
 
 async fn show(State(coordinator): State<Arc<Coordinator>>) -> Result<Response, Response> {
-    let view = with_store(coordinator, |coordinator, _| Ok(view::render(coordinator)?)).await?;
+    let view = with_store(coordinator, |coordinator, _| view::render(coordinator)).await?;
     Ok(([(CONTENT_TYPE, "text/html; charset=utf-8")], view).into_response())
 }
 

@@ -102,7 +102,7 @@ pub fn sizes() -> Result<()> {
     run("aarch64-linux-gnu-strip", &["-o", &paths[1], &paths[0]], &[])?;
     let bytes = std::fs::metadata(&stripped)?.len();
     println!("{:.2} MB stripped", bytes as f64 / 1e6);
-    let script = root().join("xtask/sizes.py");
+    let script = root().join("bindings/xtask/sizes.py");
     run("python3", &[&script.to_string_lossy(), &paths[0]], &[])
 }
 

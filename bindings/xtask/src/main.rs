@@ -39,8 +39,8 @@ fn main() -> ExitCode {
 
 /// The repository.
 fn root() -> &'static Path {
-    // The manifest's folder lies in the repository.
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+    // The manifest lies in `bindings/xtask` of the repository.
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."))
 }
 
 /// Where cargo builds the workspace.

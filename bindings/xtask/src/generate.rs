@@ -27,7 +27,7 @@ pub fn all() -> Result<()> {
     if !generator.exists() {
         run(
             "cargo",
-            &["build", "--quiet", "--release", "--manifest-path", "xtask/Cargo.toml"],
+            &["build", "--quiet", "--release", "--manifest-path", "bindings/xtask/Cargo.toml"],
             &[],
         )?;
     }
