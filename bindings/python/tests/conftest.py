@@ -6,6 +6,7 @@ The server is the `fleetune` program: what FLEETUNE_PROGRAM names, else the work
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
 PROGRAM = os.environ.setdefault("FLEETUNE_PROGRAM", str(TARGET / "release" / "fleetune"))
 #: For every wait of a test: never reached unless something hangs.
 PATIENCE = 120
+
+
+def wait_for(condition):
+    end = time.monotonic() + PATIENCE
+    while not (met := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return met
 
 
 class Program:
@@ -66,6 +75,8 @@ class Server:
         self.process = program.start("serve", folder / "serve.toml", "--json")
         told = json.loads(self.process.stdout.readline())
         self.address = told["listening"]
+        self.file = state / "adapters" / "notes" / "adapter_model.safetensors"
+        self.first = wait_for(lambda: self.file.exists() and self.file.read_bytes())
 
     def invite(self):
         told = self.admin("invite", "--uses", "5")
@@ -76,8 +87,9 @@ class Server:
         return json.loads(self.program.run("admin", "--json", "--state", state, *args))
 
     def adapter(self):
-        """The newest shared adapter's file."""
-        return (self.folder / "state/adapters/notes/adapter_model.safetensors").read_bytes()
+        """The shared adapter's file after a round: the server writes it once it has closed one."""
+        wait_for(lambda: self.file.read_bytes() != self.first)
+        return self.file.read_bytes()
 
     def stop(self):
         self.process.terminate()

@@ -81,6 +81,16 @@ async def fill(app):
         await app.examples.add(Example(instruction="Say 3.", response="It is 3."))
 
 
+async def until(condition):
+    """Waits for what is to come, however busy the machine is."""
+
+    async def wait():
+        while not condition():
+            await asyncio.sleep(0.02)
+
+    await patient(wait())
+
+
 async def patient(work):
     return await asyncio.wait_for(work, PATIENCE)
 
@@ -192,11 +202,13 @@ def test_nothing_is_sent_from_a_device_that_must_not_and_a_failing_platform_hold
             heard = Listener()
             subscription = federation.subscribe(heard)
             work = asyncio.ensure_future(federation.take_part(ANYWHERE))
+            await until(lambda: heard.heard)
+            # However long one waits, nothing else happens.
             await asyncio.sleep(1)
             assert heard.kinds() == {FederationEvent.PAUSED}
             device.state = None
             federation.device_changed()
-            await asyncio.sleep(0.5)
+            await until(lambda: len(heard.heard) > 1)
             assert heard.heard[-1].reason.problem == "OSError('no battery service')"
             device.state = {"charging": True, "unmetered": True, "idle": True}
             federation.device_changed()
@@ -259,7 +271,8 @@ def test_an_app_that_is_killed_in_an_upload_goes_on_with_it(model, serve, tmp_pa
 
     heard = asyncio.run(run())
     assert FederationEvent.TRAINING not in heard.kinds(), "it was trained before the kill"
-    assert any(isinstance(e, FederationEvent.ROUND_DONE) for e in heard.heard)
+    done = [e for e in heard.heard if isinstance(e, FederationEvent.ROUND_DONE)]
+    assert [e.fate for e in done] == [UpdateFate.ACCEPTED()]
     assert server.adapter() == calm.adapter()
 
 

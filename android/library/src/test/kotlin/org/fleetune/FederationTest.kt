@@ -2,12 +2,13 @@ package org.fleetune
 
 import java.io.File
 import java.util.concurrent.CountDownLatch
+import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.async
 import kotlinx.coroutines.coroutineScope
 import kotlinx.coroutines.delay
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
-import kotlinx.coroutines.yield
+import kotlinx.coroutines.withContext
 import org.junit.jupiter.api.Assertions.assertArrayEquals
 import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.Assertions.assertNotEquals
@@ -42,9 +43,8 @@ class FederationTest {
         assertThrows<E> { patiently { work() } }
 
     private suspend fun Federation.takePartHearing(): List<FederationEvent> = coroutineScope {
-        val heard = async { events.toList() }
-        // The flow has subscribed before anything happens.
-        yield()
+        // Unconfined: the flow has subscribed before anything happens.
+        val heard = async(Dispatchers.Unconfined) { events.toList() }
         takePart(ANYWHERE)
         heard.await()
     }
@@ -117,6 +117,8 @@ class FederationTest {
                 federation.subscribe(listener).use {
                     coroutineScope {
                         val work = launch { federation.takePart(ANYWHERE) }
+                        withContext(Dispatchers.IO) { paused.await() }
+                        // However long one waits, no step is taken.
                         delay(1500)
                         assertEquals(1, heard.count { it is FederationEvent.Training })
                         assertTrue(FederationEvent.Paused(PauseReason.NotCharging) in heard)

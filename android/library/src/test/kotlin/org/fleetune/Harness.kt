@@ -5,6 +5,7 @@ import java.nio.file.Files
 import java.nio.file.Path
 import java.util.concurrent.TimeUnit
 import kotlin.time.Duration.Companion.seconds
+import kotlinx.coroutines.delay
 import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.withTimeout
 
@@ -43,6 +44,8 @@ object Program {
 /** A federation, served: rounds of one update. */
 class Server(private val folder: File, rounds: Int = 2, training: String = "") : AutoCloseable {
     private val process: Process
+    private val adapterFile = File(folder, "state/adapters/notes/adapter_model.safetensors")
+    private val first: ByteArray
 
     init {
         folder.mkdirs()
@@ -70,6 +73,8 @@ class Server(private val folder: File, rounds: Int = 2, training: String = "") :
         )
         process = Program.start("serve", config.path, "--json")
         process.inputStream.bufferedReader().readLine()
+        while (!adapterFile.exists()) Thread.sleep(20)
+        first = adapterFile.readBytes()
     }
 
     fun invite(): String {
@@ -77,9 +82,11 @@ class Server(private val folder: File, rounds: Int = 2, training: String = "") :
         return Regex("ft1-[a-z0-9]+").find(told)!!.value
     }
 
-    /** The newest shared adapter's file. */
-    fun adapter(): ByteArray =
-        File(folder, "state/adapters/notes/adapter_model.safetensors").readBytes()
+    /** The shared adapter's file after a round: the server writes it once it has closed one. */
+    suspend fun adapter(): ByteArray {
+        while (adapterFile.readBytes().contentEquals(first)) delay(20)
+        return adapterFile.readBytes()
+    }
 
     override fun close() {
         process.destroy()
