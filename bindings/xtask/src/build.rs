@@ -9,7 +9,7 @@ use crate::generate;
 use crate::{root, run, target_dir};
 
 /// Pages of 16 KiB, as newer Android devices have them.
-const ANDROID_FLAGS: &str = "-Clink-arg=-Wl,-z,max-page-size=16384";
+const ANDROID_FLAGS: &str = "-Clink-arg=-Wl,-z,max-page-size=16384 -Cstrip=symbols";
 const ANDROID_ABIS: [&str; 4] = ["arm64-v8a", "armeabi-v7a", "x86", "x86_64"];
 /// The oldest Android that the library runs on.
 const ANDROID_API: &str = "26";

@@ -24,13 +24,9 @@ pub fn all() -> Result<()> {
     run("cargo", &["build", "--release", "--workspace"], &[])?;
     let library = library()?;
     let generator = std::env::current_exe()?.with_file_name("uniffi-bindgen");
-    if !generator.exists() {
-        run(
-            "cargo",
-            &["build", "--quiet", "--release", "--manifest-path", "bindings/xtask/Cargo.toml"],
-            &[],
-        )?;
-    }
+    // Nothing to do where it is up to date.
+    let build = ["build", "--quiet", "--release", "--manifest-path", "bindings/xtask/Cargo.toml"];
+    run("cargo", &build, &[])?;
     for language in ["kotlin", "swift", "python"] {
         let out = generated(language);
         if out.exists() {
