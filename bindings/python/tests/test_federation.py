@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -256,7 +257,10 @@ def test_an_app_that_is_killed_in_an_upload_goes_on_with_it(model, serve, tmp_pa
     script = KILLED.format(
         tests=str(Path(__file__).parent), model=str(model), folder=str(folder), code=server.invite()
     )
-    killed = subprocess.run([sys.executable, "-c", script], timeout=PATIENCE)
+    # The package may be found where pytest was told to look, not installed.
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", script]
+    killed = subprocess.run(command, timeout=PATIENCE, env=os.environ | paths)
     assert killed.returncode == -signal.SIGKILL
     assert (folder / "device/outbox/offer.json").exists()
 

@@ -19,19 +19,26 @@ import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.assertThrows
 import org.junit.jupiter.api.io.TempDir
 
-/** Dies in the middle of an upload: what [FederationTest] starts and picks up after. */
+/** Stops in the middle of an upload and says so: what [FederationTest] starts, kills and picks up after. */
 object DyingApp {
+    const val UPLOADING = "in the middle of an upload"
+
     @JvmStatic
     fun main(args: Array<String>) = patiently {
         val (folder, model, code) = args
-        val fleetune = open(File(folder), model = model)
-        fleetune.fill()
-        val federation = fleetune.join(code)
-        federation.subscribe(object : FederationListener {
-            override fun onEvent(event: FederationEvent) {
-                if (event is FederationEvent.Uploading) Runtime.getRuntime().halt(9)
-            }
-        }).use { federation.takePart(ANYWHERE) }
+        // Held until the end: what nobody holds is closed, and ends what it was at.
+        open(File(folder), model = model).use { fleetune ->
+            fleetune.fill()
+            val federation = fleetune.join(code)
+            federation.subscribe(object : FederationListener {
+                override fun onEvent(event: FederationEvent) {
+                    if (event is FederationEvent.Uploading) {
+                        println(UPLOADING)
+                        Thread.sleep(60_000)
+                    }
+                }
+            }).use { federation.takePart(ANYWHERE) }
+        }
     }
 }
 
@@ -143,8 +150,10 @@ class FederationTest {
                 "-Djna.library.path=" + System.getProperty("jna.library.path"),
                 "-Dfleetune.program=" + System.getProperty("fleetune.program"),
                 "org.fleetune.DyingApp", device.path, Program.model, server.invite(),
-            ).inheritIO().start()
-            assertEquals(9, dying.waitFor())
+            ).redirectError(ProcessBuilder.Redirect.INHERIT).start()
+            val said = dying.inputStream.bufferedReader().lineSequence()
+            assertTrue(said.any { it == DyingApp.UPLOADING }, "it ended before its upload")
+            dying.destroyForcibly().waitFor()
             assertTrue(File(device, "device/outbox/offer.json").exists())
             open(device).use { fleetune ->
                 val heard = fleetune.federation()!!.takePartHearing()
