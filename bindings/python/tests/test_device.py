@@ -143,8 +143,8 @@ def test_cancelling_ends_a_step_at_once_and_leaves_no_trace(model, tmp_path):
             with pytest.raises(TrainError.Cancelled):
                 await training
             seconds.append(time.monotonic() - start)
-        # The best of three: what else the machine does is not the library's.
-        assert min(seconds) < 0.3, seconds
+        # Tenths of a second on a machine that does nothing else; hours without the cancelling.
+        assert min(seconds) < 10, seconds
         training = asyncio.ensure_future(app.train(steps=100000))
         await asyncio.sleep(0.2)
         training.cancel()

@@ -1,7 +1,7 @@
 package org.fleetune
 
 import java.io.File
-import kotlin.time.Duration.Companion.milliseconds
+import kotlin.time.Duration.Companion.seconds
 import kotlin.time.measureTime
 import kotlinx.coroutines.CompletableDeferred
 import kotlinx.coroutines.async
@@ -112,8 +112,8 @@ class DeviceTest {
                     }
                 }
             }
-            // The best of three: what else the machine does is not the library's.
-            assertTrue(times.min() < 300.milliseconds, "$times")
+            // Tenths of a second on a machine that does nothing else; hours without the cancelling.
+            assertTrue(times.min() < 10.seconds, "$times")
             assertFalse(File(folder, "adapters").exists())
         }
     }
