@@ -119,11 +119,6 @@ impl Header {
         self.payload_len.saturating_add((HEADER_LEN + CHECKSUM_LEN) as u64)
     }
 
-    /// Bytes of the compressed values.
-    pub(super) fn payload_len(&self) -> u64 {
-        self.payload_len
-    }
-
     pub(super) fn check_layout(&self, expected: &ParameterSet) -> Result<(), UpdateError> {
         let layout: [u8; 32] = layout_hasher(expected).finalize().into();
         if self.layout == layout

@@ -202,17 +202,18 @@ fn decode_checked(
 ) -> Result<ParameterSet, UpdateError> {
     let header = Header::read(bytes)?;
     let (head, rest) = bytes.split_at(HEADER_LEN);
-    let payload = rest.get(CHECKSUM_LEN..).unwrap_or_default();
-    let (needed, found) = (header.payload_len(), payload.len() as u64);
+    let (needed, found) = (header.message_len(), bytes.len() as u64);
+    let truncated = UpdateError::Truncated { needed, found };
+    let Some((sum, payload)) = rest.split_first_chunk::<CHECKSUM_LEN>() else {
+        return Err(truncated);
+    };
     if needed > found {
-        let around = (HEADER_LEN + CHECKSUM_LEN) as u64;
-        let (needed, found) = (needed.saturating_add(around), bytes.len() as u64);
-        return Err(UpdateError::Truncated { needed, found });
+        return Err(truncated);
     }
     if needed < found {
         return Err(UpdateError::Payload("bytes follow its end"));
     }
-    if rest[..CHECKSUM_LEN] != checksum(head, payload) {
+    if *sum != checksum(head, payload) {
         return Err(UpdateError::Checksum);
     }
     header.check_layout(layout)?;

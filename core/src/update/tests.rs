@@ -275,3 +275,16 @@ fn small_differences_take_less_than_two_bytes_a_value() {
     let message = encode(&set(&[("a", small_differences())]), Codec::F16).unwrap();
     assert!(message.len() < 185_000, "{}", message.len());
 }
+
+/// A message that ends within its checksum and claims an empty payload made decoding panic; a fuzzer
+/// found it.
+#[test]
+fn a_message_of_any_length_that_claims_an_empty_payload_is_an_error() {
+    let layout = set(&[("a", vec![0.0; 3])]);
+    let mut message = encode(&layout, Codec::F32).unwrap();
+    // The payload's length is the header's last field.
+    message[HEADER_LEN - 8..HEADER_LEN].fill(0);
+    for len in 0..message.len() {
+        assert!(decode(&message[..len], &layout).is_err(), "{len} bytes");
+    }
+}
