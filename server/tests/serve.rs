@@ -75,6 +75,23 @@ async fn a_federation_runs_to_its_end_and_leaves_a_peft_adapter() {
     running.stop();
 }
 
+#[cfg(target_env = "gnu")]
+#[test]
+fn a_server_limits_the_heaps_that_its_threads_scatter_memory_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), "", "");
+    let running = place.serve(None, None);
+    // The process that was started is the one that serves: whoever supervises it keeps its number.
+    let environment = std::fs::read(format!("/proc/{}/environ", running.child.id())).unwrap();
+    let heaps = environment.split(|&byte| byte == 0).filter_map(|variable| {
+        std::str::from_utf8(variable).ok()?.strip_prefix("MALLOC_ARENA_MAX=")?.parse().ok()
+    });
+    let heaps: Vec<usize> = heaps.collect();
+    let cores = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(heaps, [cores.max(2)]);
+    running.stop();
+}
+
 #[tokio::test]
 async fn who_was_not_invited_does_not_get_in() {
     let folder = tempfile::tempdir().unwrap();

@@ -42,7 +42,7 @@ pub const IDLE_TIMEOUT_MS: u64 = 20_000;
 /// Silence after which a device says that it is still there, milliseconds.
 pub const KEEP_ALIVE_MS: u64 = 6_000;
 /// Requests that a device has under way at once.
-pub const MAX_STREAMS: u32 = 8;
+pub const MAX_STREAMS: u32 = 4;
 
 /// Chunks that one upload may have: the list of their hashes fits in a frame.
 pub const MAX_UPLOAD_CHUNKS: usize = 1536;

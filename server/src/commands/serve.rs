@@ -22,11 +22,12 @@ use crate::operator::{identity_folder, leave_addresses, leave_authority};
 use crate::output;
 use crate::progress::note;
 use crate::store::Store;
+use crate::system;
 use crate::transport::Server;
 use crate::web::{Site, Token, metrics, page};
 
 /// Threads that wait for the disk.
-const DISK_THREADS: usize = 16;
+const DISK_THREADS: usize = 4;
 /// Where the secret lies by which devices learn that the server forgot their connection.
 const RESET_SECRET: &str = "reset-secret";
 
@@ -52,6 +53,10 @@ pub struct ServeArgs {
 
 /// Runs the command.
 pub fn run(args: ServeArgs, ctx: &Context) -> CommandResult {
+    // A server that cannot start anew is the same server with more memory.
+    if let Err(error) = system::limit_heaps() {
+        tracing::debug!("glibc keeps its number of heaps: {error}");
+    }
     let mut config = ServeConfig::read(&args.config).map_err(CommandError::usage)?;
     config.state = args.state.unwrap_or(config.state);
     config.listen = args.listen.unwrap_or(config.listen);

@@ -77,6 +77,12 @@ impl Coordinator {
         Ok(if stored { Response::Stored } else { Response::Corrupt })
     }
 
+    /// Memory that [`Coordinator::commit`] takes for an update, bytes.
+    pub fn memory_of_commit(&self, key: &UploadKey) -> u64 {
+        // The file, its parts, a part decompressed, and its values; none is longer than an update.
+        self.federation(&key.federation).map_or(0, |federation| 4 * federation.largest_update())
+    }
+
     /// An update is handed in. When this says that it counts, it is on the disk for good. The answer
     /// is final: whoever asks again, after whatever, gets the same.
     ///
@@ -107,8 +113,8 @@ impl Coordinator {
             let answer = self.settle(&federation, member, &offer, Outcome::Late)?;
             return Ok(Response::Committed(answer));
         }
-        let bytes = read(&upload)?;
-        if let Some(reason) = self.objection(&federation, &member, &offer, &bytes) {
+        let objection = self.objection(&federation, &member, &offer, &read(&upload)?);
+        if let Some(reason) = objection {
             let answer = self.settle(&federation, member, &offer, Outcome::Refused(reason))?;
             return Ok(Response::Committed(answer));
         }

@@ -35,8 +35,9 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// Chunks in memory at once, of all connections: a quarter of a MiB each.
 const CHUNKS_IN_MEMORY: usize = 64;
 
-/// Updates that are read and checked at once: each takes memory of several adapters.
-const COMMITS_AT_ONCE: usize = 4;
+/// Memory for updates that are read and checked at once, KiB. An update whose check takes more than
+/// all of it is checked alone.
+const CHECKED_KIB: u32 = 16 << 10;
 
 /// Why the server does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +73,8 @@ struct Shared {
     coordinator: Arc<Coordinator>,
     connections: Connections,
     chunks: Semaphore,
-    commits: Semaphore,
+    /// KiB of [`CHECKED_KIB`] that are free.
+    checked: Semaphore,
 }
 
 impl Server {
@@ -95,8 +97,8 @@ impl Server {
             .map_err(|source| TransportError::Listen { address, source })?;
         let connections = Connections::new(*coordinator.limits());
         let chunks = Semaphore::new(CHUNKS_IN_MEMORY);
-        let commits = Semaphore::new(COMMITS_AT_ONCE);
-        let shared = Arc::new(Shared { coordinator, connections, chunks, commits });
+        let checked = Semaphore::new(CHECKED_KIB as usize);
+        let shared = Arc::new(Shared { coordinator, connections, chunks, checked });
         Ok(Self { endpoint, shared, hosts })
     }
 

@@ -11,6 +11,7 @@ use fleetune_core::protocol::{
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::time::timeout;
 
+use super::CHECKED_KIB;
 use super::connection::{Link, Peer};
 use crate::coordinator::{Content, Coordinator, RequestError};
 use crate::store::{lock_upload, read_range};
@@ -124,7 +125,11 @@ async fn answer(
             .await
         }
         Request::Commit(key) => {
-            let _permit = link.shared.commits.acquire().await.map_err(|_| RequestError::Busy)?;
+            let kib = link.shared.coordinator.memory_of_commit(&key).div_ceil(1024);
+            // Below a u32: it is at most all there is.
+            let kib = kib.clamp(1, CHECKED_KIB.into()) as u32;
+            let checked = link.shared.checked.acquire_many(kib).await;
+            let _permit = checked.map_err(|_| RequestError::Busy)?;
             blocking(link, move |coordinator| {
                 let device = coordinator.device(certificate)?;
                 coordinator.commit(device, &key)

@@ -53,6 +53,9 @@ fn transport() -> Result<TransportConfig, quinn::VarIntBoundsExceeded> {
         .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW))
         .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
         .send_window(SEND_WINDOW)
+        // With it quinn keeps a buffer of ten datagrams for every connection, and it doubles: as much
+        // as all else that it knows of an idle device.
+        .enable_segmentation_offload(false)
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(IdleTimeout::try_from(Duration::from_millis(IDLE_TIMEOUT_MS))?));
     Ok(transport)
