@@ -46,6 +46,7 @@ impl StandIn {
             shortest: 1,
             longest: 2 * config.seq_len,
             batch: 2 * config.seq_len * config.batch_size,
+            target_share: 1.0,
             threads: 1,
         };
         plan(&workload, None).unwrap()

@@ -43,6 +43,7 @@ impl Client {
             shortest: 1,
             longest: 64,
             batch: 256,
+            target_share: 1.0,
             threads: 1,
         };
         let memory = plan_memory(&workload, None).unwrap();

@@ -7,8 +7,8 @@ use fleetune_core::data::{TokenizedExample, TokenizedPair};
 use fleetune_core::kernels::Precision;
 use fleetune_core::model::{Cache, CancelToken, Decoder, LoadedModel, PackedBatch, PassOptions};
 use fleetune_core::train::{
-    AdamWOptions, LocalObjective, PairLogProbs, PreferenceLoss, TrainOptions, Trainer, evaluate,
-    evaluate_pairs, update_control_variate,
+    AdamWOptions, LocalObjective, PairLogProbs, PassLimits, PreferenceLoss, TrainOptions, Trainer,
+    evaluate, evaluate_pairs, update_control_variate,
 };
 use fleetune_tests::golden::{
     LabelledPair, LabelledText, assert_close, assert_near, batches, fixture, json, parameters,
@@ -96,7 +96,9 @@ fn continuations_of_a_cached_prefix_score_as_whole_texts_do() {
         let supervised = (0..ids.len()).map(|t| t > prefix.len()).collect();
         let whole = [TokenizedExample { ids, supervised }];
         let expected =
-            evaluate(&decoder, None, &whole, 100, &CancelToken::default()).unwrap()[0].loss_sum;
+            evaluate(&decoder, None, &whole, PassLimits::default(), &CancelToken::default())
+                .unwrap()[0]
+                .loss_sum;
         let sum: f64 = log_probs.by_ref().take(text.ids.len() - 1).sum();
         assert_near("log-probability", sum, -expected, 1e-4);
     }
@@ -194,6 +196,7 @@ fn preference_training_equals_that_of_trl() {
     let runs: Value = json(&fixture("dpo/runs.json"));
     let decoder = decoder("tiny_llama");
     let cancel = CancelToken::default();
+    let limits = PassLimits { max_pass_tokens: 64, ..PassLimits::default() };
     let mut trainer =
         Trainer::new(&decoder, adapter("tiny_llama"), options(LocalObjective::Plain)).unwrap();
     let batches: Vec<Vec<TokenizedPair>> = batches::<LabelledPair, _>(&fixture("dpo/batches.json"));
@@ -202,7 +205,7 @@ fn preference_training_equals_that_of_trl() {
         let numbers =
             |key: &str| -> Vec<f64> { serde_json::from_value(expected[key].clone()).unwrap() };
         let log_probs = |adapter| -> Vec<PairLogProbs> {
-            let scores = evaluate_pairs(&decoder, adapter, pairs, 64, &cancel).unwrap();
+            let scores = evaluate_pairs(&decoder, adapter, pairs, limits, &cancel).unwrap();
             scores.into_iter().map(|scores| scores.log_probs).collect()
         };
         let (reference, policy) = (log_probs(None), log_probs(Some(trainer.adapter())));

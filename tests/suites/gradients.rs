@@ -5,7 +5,7 @@ use candle_core::{DType, Device};
 use fleetune_core::adapter::{Adapter, LoraConfig, ParameterSet, Target};
 use fleetune_core::data::{TokenizedExample, TokenizedPair};
 use fleetune_core::kernels::Precision;
-use fleetune_core::model::{CancelToken, Decoder, PackedBatch, PassOptions};
+use fleetune_core::model::{Decoder, PackedBatch, PassOptions};
 use fleetune_core::train::{TrainOptions, Trainer};
 use fleetune_tests::random_model::{self, SmallShape, VOCABULARY};
 use proptest::prelude::*;
@@ -37,9 +37,9 @@ fn loss_and_gradient(
     weights: &[f64],
 ) -> (f64, ParameterSet) {
     let lora = decoder.lora_tensors(adapter).unwrap();
-    let options = PassOptions { lora: Some(&lora), ..PassOptions::default() };
+    let options = PassOptions { lora: Some(&lora), score_rows: 3, ..PassOptions::default() };
     let state = decoder.forward(batch, &options).unwrap();
-    let scores = decoder.score(&state, &batch.targets, 3, true, &CancelToken::default()).unwrap();
+    let scores = decoder.score(&state, &batch.targets, true, &options).unwrap();
     let loss = scores.log_probs.iter().zip(weights).map(|(log_prob, w)| log_prob * w).sum();
     (loss, decoder.backward(batch, state, scores, weights, &options).unwrap())
 }

@@ -9,7 +9,7 @@ use fleetune_core::data::TokenizedExample;
 use fleetune_core::generate::{GenerateOptions, generate};
 use fleetune_core::kernels::Precision;
 use fleetune_core::model::{CancelToken, Decoder, LoadedModel, PackedBatch, PassOptions};
-use fleetune_core::train::{TrainOptions, Trainer, evaluate};
+use fleetune_core::train::{PassLimits, TrainOptions, Trainer, evaluate};
 use fleetune_tests::golden::{
     LabelledText, assert_near, batches, built_in_model, folder_from, json, tensors,
 };
@@ -63,7 +63,8 @@ fn losses_of_templated_rows_are_those_of_float64() {
     for row in &rows {
         let text: LabelledText = serde_json::from_value(row.clone()).unwrap();
         let example = [TokenizedExample::from(text)];
-        let result = evaluate(&decoder, None, &example, 512, &CancelToken::default()).unwrap()[0];
+        let (limits, cancel) = (PassLimits::default(), CancelToken::default());
+        let result = evaluate(&decoder, None, &example, limits, &cancel).unwrap()[0];
         assert_near("loss", result.loss(), row["mean_loss"].as_f64().unwrap(), 1e-3);
         assert_eq!(Some(result.supervised_tokens as u64), row["supervised_tokens"].as_u64());
     }

@@ -29,9 +29,10 @@ pub fn build(target: &str) -> Result<()> {
         "android" => android(),
         "android-check" => android_check(),
         "ios" => run("bash", &["ios/build-xcframework.sh"], &[]),
-        // The tests, run under emulation, and what ships.
-        "linux-arm64" => linux_arm64(&["test", "--release"])
-            .and_then(|()| linux_arm64(&["build", "--profile", "app"])),
+        // The tests of the kernels and of the library, run under emulation, and what ships.
+        "linux-arm64" => linux_arm64("fleetune-core", &["test", "--release", "--lib"], &["kernels::"])
+            .and_then(|()| linux_arm64("fleetune-ffi", &["test", "--release"], &[]))
+            .and_then(|()| linux_arm64("fleetune-ffi", &["build", "--profile", "app"], &[])),
         "wheel" => wheel(),
         other => bail!("unknown target {other}: android, android-check, ios, linux-arm64, wheel"),
     }
@@ -73,7 +74,7 @@ fn android_check() -> Result<()> {
 
 /// cargo for Linux on arm64: with rustup's own compiler where it has the target, else with Debian's
 /// (`rustup toolchain link debian /usr`).
-fn linux_arm64(command: &[&str]) -> Result<()> {
+fn linux_arm64(package: &str, command: &[&str], arguments: &[&str]) -> Result<()> {
     need("aarch64-linux-gnu-gcc", "apt-get install gcc-aarch64-linux-gnu g++-aarch64-linux-gnu")?;
     let has_target = Command::new("rustup")
         .args(["target", "list", "--installed"])
@@ -81,7 +82,8 @@ fn linux_arm64(command: &[&str]) -> Result<()> {
         .is_ok_and(|listed| String::from_utf8_lossy(&listed.stdout).contains(ARM64));
     let mut args = if has_target { vec![] } else { vec!["+debian"] };
     args.extend(command);
-    args.extend(["--target", ARM64, "-p", "fleetune-ffi"]);
+    args.extend(["--target", ARM64, "-p", package]);
+    args.extend(arguments);
     run("cargo", &args, &ARM64_TOOLS)
 }
 
@@ -95,7 +97,8 @@ fn wheel() -> Result<()> {
 
 /// How large the library that ships is on arm64, and whose code that is.
 pub fn sizes() -> Result<()> {
-    linux_arm64(&["build", "--profile", "app", "--config", "profile.app.strip=false"])?;
+    let unstripped = ["build", "--profile", "app", "--config", "profile.app.strip=false"];
+    linux_arm64("fleetune-ffi", &unstripped, &[])?;
     let library = target_dir().join(ARM64).join("app/libfleetune_ffi.so");
     let stripped = library.with_extension("stripped.so");
     let paths = [&library, &stripped].map(|path| path.to_string_lossy().into_owned());

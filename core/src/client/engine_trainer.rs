@@ -16,7 +16,9 @@ use crate::kernels::Precision;
 use crate::memory::{MemoryPlan, Workload, plan};
 use crate::model::{CancelToken, Decoder, LoadedModel};
 use crate::protocol::{BlobId, Capabilities, Conditions};
-use crate::train::{AnswerLearner, Learner, PreferenceLearner, Reference, StepReport};
+use crate::train::{
+    AnswerLearner, Learner, PreferenceLearner, Reference, SampleLengths, StepReport,
+};
 use crate::update::Codec;
 
 /// Highest rank that the engine trains.
@@ -162,7 +164,7 @@ impl EngineTrainer {
         let start = u64::from(plan.round - 1).saturating_mul(rows_per_round);
         let drawn = (start..start.saturating_add(rows_per_round)).map(|at| order.row(at));
         let samples = drawn.filter_map(|row| L::sample(&self.dataset, row, &encoder).transpose());
-        let memory = self.memory::<L>(model, &plan.lora, seq_len, plan.batch_size)?;
+        let memory = self.memory::<L>(model, &plan.lora, &encoder, plan.batch_size)?;
         let cancel = self.settings.cancel.clone();
         let device = TrainingDevice { decoder: &model.decoder, memory, cancel };
         let kept = Self::kept(work, model)?;
@@ -178,19 +180,21 @@ impl EngineTrainer {
         &self,
         model: &OpenModel,
         lora: &LoraConfig,
-        seq_len: usize,
+        encoder: &Encoder<'_>,
         batch_size: usize,
     ) -> Result<MemoryPlan, TrainerError> {
-        let longest = L::longest(seq_len);
+        let lengths = SampleLengths::probe::<L>(&self.dataset, encoder);
+        let lengths = lengths.map_err(TrainerError::device)?;
         let workload = Workload {
             model: &model.files.config,
             model_bytes: model.files.stored_bytes(),
             lora,
             // What FedProx or SCAFFOLD keeps beside the adapter.
             extra_adapters: 2,
-            shortest: 1,
-            longest,
-            batch: longest.saturating_mul(batch_size),
+            shortest: lengths.shortest,
+            longest: lengths.longest,
+            batch: lengths.mean.saturating_mul(batch_size),
+            target_share: lengths.target_share,
             threads: rayon::current_num_threads(),
         };
         plan(&workload, self.settings.memory_budget).map_err(TrainerError::round)

@@ -15,6 +15,11 @@ impl TokenizedExample {
     pub fn supervised_tokens(&self) -> usize {
         self.supervised.iter().skip(1).filter(|&&s| s).count()
     }
+
+    /// Rows that a pass computes: the tokens before the last supervised one.
+    pub fn pass_rows(&self) -> usize {
+        self.supervised.iter().rposition(|&is| is).unwrap_or(0)
+    }
 }
 
 /// A tokenised preference: two answers to one prompt.
@@ -32,5 +37,12 @@ impl TokenizedPair {
     /// Tokens of both sides, the prompt counted twice.
     pub fn num_tokens(&self) -> usize {
         2 * self.prompt.len() + self.chosen.len() + self.rejected.len()
+    }
+
+    /// Rows that a pass computes: the prompt once, and both answers but for their last tokens.
+    pub fn pass_rows(&self) -> usize {
+        let answers = [&self.chosen, &self.rejected];
+        self.prompt.len()
+            + answers.map(|answer| answer.len().saturating_sub(1)).iter().sum::<usize>()
     }
 }

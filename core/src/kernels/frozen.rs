@@ -135,15 +135,10 @@ fn multiply_few(isa: Isa, x: &[f32], m: usize, projection: &mut Projection) {
 mod tests {
     use candle_core::quantized::{GgmlDType, QTensor};
     use candle_core::{Device, Tensor};
-    use rand::{Rng, SeedableRng};
 
     use super::super::dequantize_rows;
+    use super::super::testing::random;
     use super::*;
-
-    fn random(n: usize, seed: u64) -> Vec<f32> {
-        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-        (0..n).map(|_| random.random_range(-1.0..1.0)).collect()
-    }
 
     #[test]
     fn both_products_equal_the_sums_they_stand_for() {

@@ -24,10 +24,8 @@ mod swiglu;
 mod testing;
 mod threads;
 
-pub use attention::{AttentionShape, Segment, attention, attention_backward};
-pub use cross_entropy::{
-    HeadChunk, SoftmaxRow, cross_entropy_gradient, linear_cross_entropy, softmax_chunk,
-};
+pub use attention::{AttentionShape, HEADS_PER_THREAD, Segment, attention, attention_backward};
+pub use cross_entropy::{SoftmaxRow, linear_cross_entropy};
 pub use dense::matmul;
 pub use dequantize::{dequantize_row, dequantize_rows};
 pub use frozen::{Projection, frozen_matmul, frozen_matmul_all, frozen_matmul_transposed};

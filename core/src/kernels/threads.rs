@@ -61,3 +61,24 @@ impl Threads {
         self.pool.install(work)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn each_thread_of_a_pool_starts_as_the_caller_wants_before_it_works() {
+        let started = Arc::new(Mutex::new(Vec::new()));
+        let starting = started.clone();
+        let threads = Threads::with_start(3, move |n| starting.lock().unwrap().push(n)).unwrap();
+        // Work on every thread: none of them can still be about to start.
+        let names = threads.pool.broadcast(|_| std::thread::current().name().map(str::to_owned));
+        assert_eq!(threads.count(), 3);
+        assert_eq!(names[1].as_deref(), Some("fleetune-1"));
+        let mut started = started.lock().unwrap().clone();
+        started.sort_unstable();
+        assert_eq!(started, [0, 1, 2]);
+    }
+}

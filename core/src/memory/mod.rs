@@ -6,6 +6,7 @@
 
 use crate::adapter::{LoraConfig, Target};
 use crate::config::ModelConfig;
+use crate::kernels::HEADS_PER_THREAD;
 
 /// Bytes of the program and its tokenizer, measured on small runs.
 const PROGRAM: u64 = 28 << 20;
@@ -19,9 +20,7 @@ const LOGITS: u64 = 64 << 20;
 const SMALLEST_CHUNK: usize = 16;
 /// How many tokens' products take as long as decoding every weight once.
 const DECODE_TOKENS: f64 = 48.0;
-/// Heads whose attention gradients one thread computes at once, and the buffers
-/// `[longest, head_dim]` of each.
-const HEADS_PER_THREAD: usize = 2;
+/// Buffers `[longest, head_dim]` of each head whose attention gradients are computed.
 const HEAD_BUFFERS: usize = 5;
 const F32: u64 = 4;
 
@@ -44,6 +43,8 @@ pub struct Workload<'a> {
     pub longest: usize,
     /// Tokens of a batch.
     pub batch: usize,
+    /// The largest share of a pass's rows that predict a target; 1 where nothing is known.
+    pub target_share: f64,
     /// Threads that compute.
     pub threads: usize,
 }
@@ -148,33 +149,38 @@ fn weights_per_layer(model: &ModelConfig) -> u64 {
 fn layout(workload: &Workload, tokens: usize, kept: usize, score_rows: usize) -> MemoryPlan {
     let model = workload.model;
     let row = |values: usize| values as u64 * F32 * tokens as u64;
+    let targets = (tokens as f64 * workload.target_share).ceil() as usize;
+    let target_row = |values: usize| values as u64 * F32 * targets as u64;
     let (hidden, wide) = (model.hidden_size, model.intermediate_size);
     let (query, kv) = (model.query_size(), model.kv_size());
-    // q, k, v, attended output and log-sum-exp, stream, gate, up.
-    let state = row(2 * query + 2 * kv + model.num_heads + hidden + 2 * wide);
-    let raw = match model.family {
-        crate::config::Family::Qwen3 => row(query + kv),
-        _ => 0,
+    let normed_heads = usize::from(model.family == crate::config::Family::Qwen3);
+    // Keys and values. Queries, attended output and log-sum-exp, stream, gate, up: of the last layer
+    // only for rows that predict something.
+    let keys = (2 + normed_heads) * kv;
+    let queries = (2 + normed_heads) * query + model.num_heads + hidden + 2 * wide;
+    let state = row(keys + queries);
+    // Those that are kept; once they are used, that of one layer at a time, computed again.
+    let states = match kept {
+        0 => state,
+        kept => state.max(state * (kept as u64 - 1) + row(keys) + target_row(queries)),
     };
-    let layers = model.num_layers as u64;
     // Every layer's input, and the stream after the last.
-    let inputs = row(hidden) * (layers + 1) + (state + raw) * kept as u64;
+    let inputs = row(hidden) * model.num_layers as u64 + target_row(hidden);
 
-    // The backward pass of a layer: its state unless kept, dy, and then either what comes before
+    // The backward pass of a layer: its state, dy, and then either what comes before
     // SwiGLU, whose own gradients take the place of its inputs, or, once these are gone, attention's
     // gradients and the heads that are computed at once.
-    let again = if kept == 0 { state + raw } else { 0 };
     let adapts_down = workload.lora.targets.contains(&Target::DownProj);
     let around_swiglu = row(wide * (1 + usize::from(adapts_down)));
     let heads = model.num_heads.min(HEADS_PER_THREAD * workload.threads);
     let scratch = (heads * HEAD_BUFFERS * model.head_dim * workload.longest) as u64 * F32;
     let around_attention = row(2 * (query + kv)) + scratch;
     let around_attention = around_attention.saturating_sub(row(hidden + 2 * wide));
-    let layer = again + row(hidden) + around_swiglu.max(around_attention);
+    let layer = states + row(hidden) + around_swiglu.max(around_attention);
     // The head: selected rows, their norm and its gradient, and a chunk of logits.
-    let logits = (score_rows.min(tokens) * model.vocab_size) as u64 * F32;
-    let head = row(3 * hidden) + logits;
-    let pass = inputs + layer.max(head);
+    let logits = (score_rows.min(targets) * model.vocab_size) as u64 * F32;
+    let head = target_row(3 * hidden) + logits;
+    let pass = inputs + layer.max(head + if kept > 0 { states } else { 0 });
     let pass = pass + pass / 100 * FRAGMENTATION + row(WIDE_HOLES * wide);
 
     // Parameters, their copy for the pass, two moments, and gradients as tensors and summed.
@@ -222,6 +228,7 @@ mod tests {
             shortest: 1,
             longest: 512,
             batch: 4000,
+            target_share: 1.0,
             threads: 2,
         })
     }

@@ -7,6 +7,7 @@ use super::cancel::CancelToken;
 use super::layer::{KeysAndValues, Layer, LayerPass, LayerState, vector};
 use super::lora::{Dropout, LoraLayer, LoraTensors, gradients_by_name};
 use super::packed::{PackedBatch, TargetToken};
+use super::selection::Selection;
 use super::{DecoderWeights, ModelConfig};
 use crate::adapter::{Adapter, ParameterSet};
 use crate::kernels::Precision;
@@ -57,8 +58,10 @@ pub struct Decoder {
 #[derive(Debug)]
 pub struct ForwardState {
     rotation: Rotation,
+    /// The rows that predict a target.
+    selection: Selection,
     layers: Vec<Kept>,
-    /// The residual stream after the last layer.
+    /// The residual stream after the last layer, of the selected rows.
     last: Tensor,
 }
 
@@ -78,8 +81,19 @@ pub struct Cache {
     layers: Vec<KeysAndValues>,
 }
 
+/// The tokens of a pass and how they attend.
+struct Tokens<'a> {
+    ids: &'a [u32],
+    rotation: &'a Rotation,
+    segments: &'a [Segment],
+    /// The rows whose final state is wanted; `None` for all.
+    selection: Option<&'a Selection>,
+    /// Keys and values of earlier tokens, layer by layer; none for a pass of its own.
+    before: &'a [KeysAndValues],
+}
+
 /// What varies between passes besides the tokens.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct PassOptions<'a> {
     /// The adapter, if any.
     pub lora: Option<&'a LoraTensors>,
@@ -88,8 +102,22 @@ pub struct PassOptions<'a> {
     /// Layers, counted from the last, whose activations are kept for the backward pass; the others
     /// keep their input and compute the rest again. Changes time and memory, not a bit of the result.
     pub kept_layers: usize,
+    /// Rows of logits that exist at once. Changes time and memory, not a bit of the result.
+    pub score_rows: usize,
     /// Where to look for the wish to stop.
     pub cancel: CancelToken,
+}
+
+impl Default for PassOptions<'_> {
+    fn default() -> Self {
+        Self {
+            lora: None,
+            dropout: None,
+            kept_layers: 0,
+            score_rows: SCORE_ROWS,
+            cancel: CancelToken::default(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Decoder {
@@ -187,7 +215,8 @@ impl Decoder {
         Ok(LoraTensors::new(adapter, self.config.num_layers, &self.device, self.dtype)?)
     }
 
-    /// Runs all layers and keeps what [`Decoder::backward`] needs.
+    /// Runs all layers and keeps what [`Decoder::score`] and [`Decoder::backward`] need. In the last
+    /// layer only the rows that predict a target are computed.
     ///
     /// # Errors
     /// When a token is unknown, on cancellation, or when the device fails.
@@ -197,26 +226,47 @@ impl Decoder {
         options: &PassOptions,
     ) -> Result<ForwardState, EngineError> {
         let rotation = self.rotation(&batch.positions)?;
-        let mut x = self.embed(&batch.ids)?;
+        let selection = self.selection(&batch.targets, &batch.segments, &rotation)?;
+        let tokens = Tokens {
+            ids: &batch.ids,
+            rotation: &rotation,
+            segments: &batch.segments,
+            selection: Some(&selection),
+            before: &[],
+        };
         let mut layers = Vec::with_capacity(self.layers.len());
         let recomputed = self.layers.len().saturating_sub(options.kept_layers);
-        for (i, layer) in self.layers.iter().enumerate() {
-            options.cancel.check()?;
-            let pass = self.layer_pass(i, options, &rotation, &batch.segments);
-            let input = (i < recomputed).then(|| x.clone());
-            let (y, state) = layer.forward(pass, x, None)?;
-            layers.push(match input {
-                Some(input) => Kept::Input(input),
-                None => Kept::State(Box::new(state)),
+        let last = self.run(&tokens, options, |state| {
+            layers.push(match layers.len() < recomputed {
+                true => Kept::Input(state.into_input()),
+                false => Kept::State(Box::new(state)),
             });
-            x = y;
-        }
-        Ok(ForwardState { rotation, layers, last: x })
+        })?;
+        Ok(ForwardState { rotation, selection, layers, last })
     }
 
-    /// Log-probabilities of a batch's targets, with at most `chunk` rows of logits at once, so that
-    /// no `[tokens, vocabulary]` matrix exists; `with_gradient` also computes what
-    /// [`Decoder::backward`] needs of the head.
+    /// Runs all layers; `keep` is given each layer's state in turn. Yields the stream after the last.
+    fn run(
+        &self,
+        tokens: &Tokens,
+        options: &PassOptions,
+        mut keep: impl FnMut(LayerState),
+    ) -> Result<Tensor, EngineError> {
+        let mut x = self.embed(tokens.ids)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            options.cancel.check()?;
+            let pass = self.layer_pass(i, tokens, options);
+            let (y, state) = layer.forward(pass, x, tokens.before.get(i))?;
+            keep(state);
+            x = y;
+        }
+        Ok(x)
+    }
+
+    /// Log-probabilities of a batch's targets, with at most [`PassOptions::score_rows`] rows of logits
+    /// at once, so that no `[tokens, vocabulary]` matrix exists; `with_gradient` also computes what
+    /// [`Decoder::backward`] needs of the head. `state` must come from [`Decoder::forward`] over a
+    /// batch with these targets.
     ///
     /// # Errors
     /// On cancellation, which it looks for between chunks, or when the device fails.
@@ -224,19 +274,30 @@ impl Decoder {
         &self,
         state: &ForwardState,
         targets: &[TargetToken],
-        chunk: usize,
         with_gradient: bool,
-        cancel: &CancelToken,
+        options: &PassOptions,
+    ) -> Result<TargetScores, EngineError> {
+        self.score_rows(&state.last, &state.selection, targets, with_gradient, options)
+    }
+
+    /// [`Decoder::score`] from the stream after the last layer.
+    fn score_rows(
+        &self,
+        last: &Tensor,
+        selection: &Selection,
+        targets: &[TargetToken],
+        with_gradient: bool,
+        options: &PassOptions,
     ) -> Result<TargetScores, EngineError> {
         self.check_tokens(targets.iter().map(|target| target.token))?;
         let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
-        let rows = self.target_rows(state, targets)?;
+        let rows = last.index_select(&self.places(selection, targets)?, 0)?;
         let normed = self.ops.rms_norm(&rows, &self.final_norm, self.config.rms_norm_eps)?;
         let mut scores = TargetScores { log_probs: vec![], correct: vec![], gradient: None };
         let mut gradients = Vec::new();
-        let chunk = chunk.max(1);
+        let chunk = options.score_rows.max(1);
         for (i, tokens) in tokens.chunks(chunk).enumerate() {
-            cancel.check()?;
+            options.cancel.check()?;
             let rows = normed.narrow(0, i * chunk, tokens.len())?;
             let part = self.ops.score(&rows, &self.head, tokens, with_gradient)?;
             scores.log_probs.extend(part.log_probs);
@@ -267,13 +328,20 @@ impl Decoder {
         weights: &[f64],
         options: &PassOptions,
     ) -> Result<ParameterSet, EngineError> {
-        let ForwardState { rotation, layers: mut kept, last } = state;
-        let mut dx = self.head_backward(batch, &last, scores, weights)?;
+        let ForwardState { rotation, selection, layers: mut kept, last } = state;
+        let mut dx = self.head_backward(batch, &last, &selection, scores, weights)?;
         drop(last);
+        let tokens = Tokens {
+            ids: &batch.ids,
+            rotation: &rotation,
+            segments: &batch.segments,
+            selection: Some(&selection),
+            before: &[],
+        };
         let mut gradients: Vec<LoraLayer> = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate().rev() {
             options.cancel.check()?;
-            let pass = self.layer_pass(i, options, &rotation, &batch.segments);
+            let pass = self.layer_pass(i, &tokens, options);
             let state = match kept.pop() {
                 Some(Kept::State(state)) => *state,
                 Some(Kept::Input(x)) => layer.state(pass, x, None)?,
@@ -287,11 +355,12 @@ impl Decoder {
         Ok(gradients_by_name(&gradients)?)
     }
 
-    /// Gradient of the loss with respect to the stream after the last layer.
+    /// Gradient of the loss with respect to the selected rows of the stream after the last layer.
     fn head_backward(
         &self,
         batch: &PackedBatch,
         last: &Tensor,
+        selection: &Selection,
         scores: TargetScores,
         weights: &[f64],
     ) -> Result<Tensor, EngineError> {
@@ -300,7 +369,7 @@ impl Decoder {
         };
         let weights = Tensor::new(weights, &self.device)?.to_dtype(self.dtype)?.unsqueeze(1)?;
         let d_normed = gradient.broadcast_mul(&weights)?;
-        let at = self.row_index(&batch.targets)?;
+        let at = self.places(selection, &batch.targets)?;
         let rows = last.index_select(&at, 0)?;
         let (norm, eps) = (&self.final_norm, self.config.rms_norm_eps);
         let d_rows = self.ops.rms_norm_back(&rows, norm, eps, &d_normed, None)?;
@@ -317,10 +386,16 @@ impl Decoder {
         batch: &PackedBatch,
         options: &PassOptions,
     ) -> Result<Tensor, EngineError> {
-        let state = self.forward(batch, options)?;
-        let eps = self.config.rms_norm_eps;
-        let normed = self.ops.rms_norm(&state.last, &self.final_norm, eps)?;
-        self.head_logits(&normed)
+        let rotation = self.rotation(&batch.positions)?;
+        let tokens = Tokens {
+            ids: &batch.ids,
+            rotation: &rotation,
+            segments: &batch.segments,
+            selection: None,
+            before: &[],
+        };
+        let last = self.run(&tokens, options, drop)?;
+        self.head_logits(&last)
     }
 
     /// Runs tokens that follow what `cache` holds and appends them to it; yields the logits after
@@ -338,20 +413,20 @@ impl Decoder {
         let positions: Vec<u32> = (before..before + ids.len()).map(|p| p as u32).collect();
         let segments = [after_cache(before, &Segment::sequence(0..ids.len()))];
         let rotation = self.rotation(&positions)?;
-        let mut x = self.embed(ids)?;
+        let end = ids.len().saturating_sub(1) as u32;
+        let selection = Selection::new([end], &segments, &rotation, &self.device)?;
+        let tokens = Tokens {
+            ids,
+            rotation: &rotation,
+            segments: &segments,
+            selection: Some(&selection),
+            before: &cache.layers,
+        };
         let mut layers = Vec::with_capacity(self.layers.len());
-        for (i, layer) in self.layers.iter().enumerate() {
-            options.cancel.check()?;
-            let pass = self.layer_pass(i, options, &rotation, &segments);
-            let (y, state) = layer.forward(pass, x, cache.layers.get(i))?;
-            layers.push(state.into_keys_and_values());
-            x = y;
-        }
+        let last = self.run(&tokens, options, |state| layers.push(state.into_keys_and_values()))?;
         // Only a whole pass changes the cache, so that a cancelled one leaves it as it was.
         cache.layers = layers;
-        let last = x.narrow(0, ids.len().saturating_sub(1), 1)?;
-        let normed = self.ops.rms_norm(&last, &self.final_norm, self.config.rms_norm_eps)?;
-        Ok(self.head_logits(&normed)?.squeeze(0)?)
+        Ok(self.head_logits(&last)?.squeeze(0)?)
     }
 
     /// Log-probabilities of continuations of what `cache` holds, all in one pass; the cache stays as
@@ -372,33 +447,47 @@ impl Decoder {
         let segments: Vec<Segment> =
             batch.segments.iter().map(|segment| after_cache(before, segment)).collect();
         let rotation = self.rotation(&positions)?;
-        let mut x = self.embed(&batch.ids)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            options.cancel.check()?;
-            let pass = self.layer_pass(i, options, &rotation, &segments);
-            (x, _) = layer.forward(pass, x, cache.layers.get(i))?;
-        }
-        let state = ForwardState { rotation, layers: Vec::new(), last: x };
-        self.score(&state, &batch.targets, SCORE_ROWS, false, &options.cancel)
+        let selection = self.selection(&batch.targets, &segments, &rotation)?;
+        let tokens = Tokens {
+            ids: &batch.ids,
+            rotation: &rotation,
+            segments: &segments,
+            selection: Some(&selection),
+            before: &cache.layers,
+        };
+        let last = self.run(&tokens, options, drop)?;
+        self.score_rows(&last, &selection, &batch.targets, false, options)
     }
 
-    /// Logits of rows that the final norm has scaled: `[rows, vocabulary]`.
-    fn head_logits(&self, normed: &Tensor) -> Result<Tensor, EngineError> {
-        let mut logits = self.ops.project(normed, &[&self.head])?;
+    /// Logits of rows of the stream after the last layer: `[rows, vocabulary]`.
+    fn head_logits(&self, last: &Tensor) -> Result<Tensor, EngineError> {
+        let normed = self.ops.rms_norm(last, &self.final_norm, self.config.rms_norm_eps)?;
+        let mut logits = self.ops.project(&normed, &[&self.head])?;
         Ok(logits.swap_remove(0))
+    }
+
+    /// The rows that predict `targets`.
+    fn selection(
+        &self,
+        targets: &[TargetToken],
+        segments: &[Segment],
+        rotation: &Rotation,
+    ) -> Result<Selection, EngineError> {
+        let rows = targets.iter().map(|target| target.row);
+        Ok(Selection::new(rows, segments, rotation, &self.device)?)
     }
 
     fn layer_pass<'a>(
         &'a self,
         layer: usize,
+        tokens: &Tokens<'a>,
         options: &PassOptions<'a>,
-        rotation: &'a Rotation,
-        segments: &'a [Segment],
     ) -> LayerPass<'a> {
         LayerPass {
             ops: self.ops.as_ref(),
-            rotation,
-            segments,
+            rotation: tokens.rotation,
+            segments: tokens.segments,
+            selection: tokens.selection.filter(|_| layer + 1 == self.layers.len()),
             lora: options.lora.and_then(|lora| lora.layers.get(layer)),
             scale: options.lora.map_or(1.0, |lora| lora.scale),
             dropout: options.dropout,
@@ -418,18 +507,18 @@ impl Decoder {
         }
     }
 
-    fn target_rows(
+    /// Where the rows of `targets` stand among the selected ones.
+    fn places(
         &self,
-        state: &ForwardState,
+        selection: &Selection,
         targets: &[TargetToken],
     ) -> Result<Tensor, EngineError> {
-        Ok(state.last.index_select(&self.row_index(targets)?, 0)?)
-    }
-
-    fn row_index(&self, targets: &[TargetToken]) -> Result<Tensor, EngineError> {
-        let rows: Vec<u32> = targets.iter().map(|target| target.row).collect();
-        let len = rows.len();
-        Ok(Tensor::from_vec(rows, len, &self.device)?)
+        let places = targets.iter().map(|target| selection.place(target.row));
+        let Some(places) = places.collect::<Option<Vec<u32>>>() else {
+            return Err(candle_core::Error::msg("a target's row was not computed").into());
+        };
+        let len = places.len();
+        Ok(Tensor::from_vec(places, len, &self.device)?)
     }
 
     fn rotation(&self, positions: &[u32]) -> Result<Rotation, EngineError> {

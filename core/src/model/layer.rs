@@ -7,6 +7,7 @@
 use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::lora::{AdaptedPass, Dropout, LoraLayer};
+use super::selection::Selection;
 use super::{LayerWeights, ModelConfig};
 use crate::adapter::Target;
 use crate::ops::{Attended, AttentionShape, Frozen, Ops, Rotation, Segment};
@@ -42,13 +43,38 @@ pub(super) struct LayerPass<'a> {
     pub ops: &'a dyn Ops,
     pub rotation: &'a Rotation,
     pub segments: &'a [Segment],
+    /// The rows whose output is wanted; `None` for all.
+    pub selection: Option<&'a Selection>,
     pub lora: Option<&'a LoraLayer>,
     pub scale: f64,
     pub dropout: Option<Dropout>,
 }
 
+impl LayerPass<'_> {
+    /// The wanted rows of a tensor that has all of them.
+    fn wanted(&self, x: &Tensor) -> Result<Tensor> {
+        self.selection.map_or_else(|| Ok(x.clone()), |selection| selection.of(x))
+    }
+
+    /// All `rows` rows from the wanted ones; the others are zero.
+    fn spread(&self, x: Tensor, rows: usize) -> Result<Tensor> {
+        self.selection.map_or(Ok(x.clone()), |selection| selection.spread(&x, rows))
+    }
+
+    /// How the wanted rows are rotated.
+    fn query_rotation(&self) -> &Rotation {
+        self.selection.map_or(self.rotation, |selection| &selection.rotation)
+    }
+
+    /// How the wanted rows attend.
+    fn query_segments(&self) -> &[Segment] {
+        self.selection.map_or(self.segments, |selection| &selection.segments)
+    }
+}
+
 /// Everything a layer's backward pass needs that took a matrix product to compute. Norms and SwiGLU
-/// are computed again: they cost little and would double what is kept.
+/// are computed again: they cost little and would double what is kept. Only `x`, `k` and `v` have all
+/// rows where some are selected.
 #[derive(Debug)]
 pub(super) struct LayerState {
     /// The layer's input.
@@ -66,6 +92,11 @@ pub(super) struct LayerState {
 }
 
 impl LayerState {
+    /// The layer's input.
+    pub fn into_input(self) -> Tensor {
+        self.x
+    }
+
     /// Keys and values of all tokens so far, for a cache.
     pub fn into_keys_and_values(self) -> KeysAndValues {
         KeysAndValues { keys: self.k, values: self.v }
@@ -112,7 +143,8 @@ impl Layer {
         })
     }
 
-    /// The layer's output `[T, hidden]`, and what its backward pass needs.
+    /// The layer's output `[T, hidden]`, of the selected rows if some are, and what its backward pass
+    /// needs.
     pub fn forward(
         &self,
         pass: LayerPass,
@@ -134,8 +166,14 @@ impl Layer {
     ) -> Result<LayerState> {
         let ops = pass.ops;
         let normed = ops.rms_norm(&x, &self.attention_norm, self.eps)?;
-        let targets = [Target::QProj, Target::KProj, Target::VProj];
-        let [q, k, v] = self.project(pass, targets, &normed)?;
+        let [q, k, v] = match pass.selection {
+            None => self.project(pass, [Target::QProj, Target::KProj, Target::VProj], &normed)?,
+            Some(selection) => {
+                let [q] = self.project(pass, [Target::QProj], &selection.of(&normed)?)?;
+                let [k, v] = self.project(pass, [Target::KProj, Target::VProj], &normed)?;
+                [q, k, v]
+            }
+        };
         drop(normed);
         let biased = |y, bias: &Option<Tensor>| match bias {
             Some(bias) => ops.add(y, bias),
@@ -149,21 +187,22 @@ impl Layer {
             raw = Some((q, k));
             (q, k) = normed;
         }
-        let q = ops.rotate(q, self.attention.head_dim, pass.rotation, false)?;
+        let q = ops.rotate(q, self.attention.head_dim, pass.query_rotation(), false)?;
         k = ops.rotate(k, self.attention.head_dim, pass.rotation, false)?;
         if let Some(before) = before {
             k = Tensor::cat(&[&before.keys, &k], 0)?;
             v = Tensor::cat(&[&before.values, &v], 0)?;
         }
-        let attended = ops.attend(&q, &k, &v, self.attention, pass.segments)?;
+        let attended = ops.attend(&q, &k, &v, self.attention, pass.query_segments())?;
         let [stream] = self.project(pass, [Target::OProj], &attended.output)?;
-        let stream = ops.add(stream, &x)?;
+        let stream = ops.add(stream, &pass.wanted(&x)?)?;
         let normed = ops.rms_norm(&stream, &self.mlp_norm, self.eps)?;
         let [gate, up] = self.project(pass, [Target::GateProj, Target::UpProj], &normed)?;
         Ok(LayerState { x, raw, q, k, v, attended, stream, gate, up })
     }
 
-    /// Gradients of the layer's adapter and of its input, given that of its output.
+    /// Gradients of the layer's adapter and of its input, given that of its output, which has the rows
+    /// that [`Layer::forward`] yields.
     pub fn backward(
         &self,
         pass: LayerPass,
@@ -198,10 +237,11 @@ impl Layer {
         let d_output =
             self.project_back(pass, Target::OProj, &output, &d_stream, None, &mut gradients)?;
         drop(output);
+        let segments = pass.query_segments();
         let (dq, dk, dv) =
-            ops.attend_back(&q, &k, &v, &attended, &d_output, self.attention, pass.segments)?;
+            ops.attend_back(&q, &k, &v, &attended, &d_output, self.attention, segments)?;
         let head_dim = self.attention.head_dim;
-        let mut dq = ops.rotate(dq, head_dim, pass.rotation, true)?;
+        let mut dq = ops.rotate(dq, head_dim, pass.query_rotation(), true)?;
         let mut dk = ops.rotate(dk, head_dim, pass.rotation, true)?;
         if let (Some((raw_q, raw_k)), Some(q_norm), Some(k_norm)) =
             (&raw, &self.q_norm, &self.k_norm)
@@ -213,15 +253,18 @@ impl Layer {
         let normed = || ops.rms_norm(&x, &self.attention_norm, self.eps);
         let targets = [Target::QProj, Target::KProj, Target::VProj];
         let normed = self.adapter_input(pass, &targets, normed)?;
-        let mut d_normed = None;
-        for (target, dy) in targets.into_iter().zip([dq, dk, dv]) {
-            let sum = d_normed.take();
-            d_normed = Some(self.project_back(pass, target, &normed, &dy, sum, &mut gradients)?);
+        let queries = normed.as_ref().map(|normed| pass.wanted(normed)).transpose()?;
+        let d_queries =
+            self.project_back(pass, Target::QProj, &queries, &dq, None, &mut gradients)?;
+        drop((queries, dq));
+        let rows = x.dims2()?.0;
+        let mut d_normed = pass.spread(d_queries, rows)?;
+        for (target, dy) in [(Target::KProj, dk), (Target::VProj, dv)] {
+            let sum = Some(d_normed);
+            d_normed = self.project_back(pass, target, &normed, &dy, sum, &mut gradients)?;
         }
-        let dx = match d_normed {
-            Some(d) => ops.rms_norm_back(&x, &self.attention_norm, self.eps, &d, Some(d_stream))?,
-            None => d_stream,
-        };
+        let d_stream = Some(pass.spread(d_stream, rows)?);
+        let dx = ops.rms_norm_back(&x, &self.attention_norm, self.eps, &d_normed, d_stream)?;
         Ok((gradients, dx))
     }
 

@@ -13,6 +13,7 @@ mod loaded;
 mod lora;
 mod names;
 mod packed;
+mod selection;
 mod summary;
 mod tensors;
 mod tokenizer;

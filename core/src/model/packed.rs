@@ -34,8 +34,9 @@ impl PackedBatch {
     /// prediction and takes no rows; a text without supervised tokens takes none at all.
     pub fn from_examples<'a>(examples: impl IntoIterator<Item = &'a TokenizedExample>) -> Self {
         let mut batch = Self::default();
-        for TokenizedExample { ids, supervised } in examples {
-            let rows = supervised.iter().rposition(|&is| is).unwrap_or(0);
+        for example in examples {
+            let TokenizedExample { ids, supervised } = example;
+            let rows = example.pass_rows();
             let first = batch.push_segment(&ids[..rows], 0, 0..0);
             for t in (1..=rows).filter(|&t| supervised[t]) {
                 batch.push_target(first + t - 1, ids[t]);

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
 use super::{Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, Transpose};
-use crate::kernels::{self, HeadChunk, Output, Precision, Projection, View};
+use crate::kernels::{self, Output, Precision, Projection, View};
 
 /// The operations on the processor.
 #[derive(Debug, Clone)]
@@ -281,14 +281,13 @@ impl Ops for HostOps {
         with_gradient: bool,
     ) -> Result<TargetScores> {
         let head = head.host()?;
-        let chunk = HeadChunk { positions: targets.len().max(1), columns: head.rows() };
         // A loss of −weight · log p whose weight is −1 has the gradient of log p.
         let weights = vec![-1.0; targets.len()];
         let mut gradient = with_gradient.then(|| vec![0.0; x.elem_count()]);
         let rows = read(x, |x| {
             let gradient = gradient.as_deref_mut();
             let precision = self.precision;
-            kernels::linear_cross_entropy(x, head, targets, &weights, gradient, chunk, precision)
+            kernels::linear_cross_entropy(x, head, targets, &weights, gradient, precision)
         })?;
         let gradient = gradient.map(|gradient| Tensor::from_vec(gradient, x.shape(), &Device::Cpu));
         Ok(TargetScores {

@@ -8,7 +8,25 @@ use super::PairLogProbs;
 use super::trainer::passes;
 use crate::adapter::Adapter;
 use crate::data::{TokenizedExample, TokenizedPair};
-use crate::model::{CancelToken, Decoder, EngineError, PackedBatch, PassOptions, SCORE_ROWS};
+use crate::model::{
+    Cache, CancelToken, Decoder, EngineError, PackedBatch, PassOptions, SCORE_ROWS,
+};
+
+/// How much of an evaluation is computed at once. Changes time and memory; of the results at most the
+/// last bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassLimits {
+    /// Tokens of a pass; a longer sequence is a pass of its own.
+    pub max_pass_tokens: usize,
+    /// Rows of logits.
+    pub score_rows: usize,
+}
+
+impl Default for PassLimits {
+    fn default() -> Self {
+        Self { max_pass_tokens: 2048, score_rows: SCORE_ROWS }
+    }
+}
 
 /// Sums over the supervised tokens of some texts.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -54,14 +72,14 @@ pub fn evaluate(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
     examples: &[TokenizedExample],
-    max_pass_tokens: usize,
+    limits: PassLimits,
     cancel: &CancelToken,
 ) -> Result<Vec<Evaluation>, EngineError> {
     let mut results = vec![Evaluation::default(); examples.len()];
-    let lens = examples.iter().map(|example| example.ids.len());
-    for range in passes(lens, max_pass_tokens) {
+    let lens = examples.iter().map(TokenizedExample::pass_rows);
+    for range in passes(lens, limits.max_pass_tokens) {
         let batch = PackedBatch::from_examples(&examples[range.clone()]);
-        score(decoder, adapter, &batch, cancel, |group, log_prob, correct| {
+        score(decoder, adapter, &batch, limits.score_rows, cancel, |group, log_prob, correct| {
             results[range.start + group] += Evaluation {
                 loss_sum: -log_prob,
                 supervised_tokens: 1,
@@ -90,14 +108,14 @@ pub fn evaluate_pairs(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
     pairs: &[TokenizedPair],
-    max_pass_tokens: usize,
+    limits: PassLimits,
     cancel: &CancelToken,
 ) -> Result<Vec<PairEvaluation>, EngineError> {
     let log_probs = PairLogProbs { chosen: 0.0, rejected: 0.0 };
     let mut results = vec![PairEvaluation { log_probs, correct_tokens: 0 }; pairs.len()];
-    for range in passes(pairs.iter().map(TokenizedPair::num_tokens), max_pass_tokens) {
+    for range in passes(pairs.iter().map(TokenizedPair::pass_rows), limits.max_pass_tokens) {
         let batch = PackedBatch::from_pairs(&pairs[range.clone()]);
-        score(decoder, adapter, &batch, cancel, |group, log_prob, correct| {
+        score(decoder, adapter, &batch, limits.score_rows, cancel, |group, log_prob, correct| {
             let PairEvaluation { log_probs, correct_tokens } =
                 &mut results[range.start + group / 2];
             if group % 2 == 0 {
@@ -116,17 +134,21 @@ fn score(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
     batch: &PackedBatch,
+    score_rows: usize,
     cancel: &CancelToken,
     mut each: impl FnMut(usize, f64, bool),
 ) -> Result<(), EngineError> {
-    if batch.is_empty() {
+    if batch.targets.is_empty() {
         return Ok(());
     }
     let lora = adapter.map(|adapter| decoder.lora_tensors(adapter)).transpose()?;
-    let options =
-        PassOptions { lora: lora.as_ref(), cancel: cancel.clone(), ..PassOptions::default() };
-    let state = decoder.forward(batch, &options)?;
-    let scores = decoder.score(&state, &batch.targets, SCORE_ROWS, false, cancel)?;
+    let options = PassOptions {
+        lora: lora.as_ref(),
+        score_rows,
+        cancel: cancel.clone(),
+        ..PassOptions::default()
+    };
+    let scores = decoder.score_after(&Cache::new(), batch, &options)?;
     for (target, (log_prob, correct)) in
         batch.targets.iter().zip(scores.log_probs.into_iter().zip(scores.correct))
     {

@@ -18,10 +18,13 @@ pub trait Learner {
         encoder: &Encoder<'_>,
     ) -> Result<Option<Self::Sample>, DatasetError>;
 
-    /// Tokens that a plain implementation would process for a sample.
-    fn num_tokens(sample: &Self::Sample) -> usize;
+    /// Rows that a sample takes in a pass.
+    fn pass_rows(sample: &Self::Sample) -> usize;
 
-    /// The most tokens of a sample whose sequences have at most `seq_len`.
+    /// Tokens of a sample that a pass is asked to predict.
+    fn targets(sample: &Self::Sample) -> usize;
+
+    /// The most rows of a sample whose sequences have at most `seq_len`.
     fn longest(seq_len: usize) -> usize;
 
     /// Takes one optimiser step.
@@ -51,8 +54,12 @@ impl Learner for AnswerLearner {
         dataset.example(row, encoder)
     }
 
-    fn num_tokens(sample: &TokenizedExample) -> usize {
-        sample.ids.len()
+    fn pass_rows(sample: &TokenizedExample) -> usize {
+        sample.pass_rows()
+    }
+
+    fn targets(sample: &TokenizedExample) -> usize {
+        sample.supervised_tokens()
     }
 
     fn longest(seq_len: usize) -> usize {
@@ -91,8 +98,12 @@ impl Learner for PreferenceLearner {
         dataset.pair(row, encoder)
     }
 
-    fn num_tokens(sample: &TokenizedPair) -> usize {
-        sample.num_tokens()
+    fn pass_rows(sample: &TokenizedPair) -> usize {
+        sample.pass_rows()
+    }
+
+    fn targets(sample: &TokenizedPair) -> usize {
+        sample.chosen.len() + sample.rejected.len()
     }
 
     fn longest(seq_len: usize) -> usize {

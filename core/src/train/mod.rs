@@ -3,6 +3,7 @@
 mod adamw;
 mod evaluate;
 mod learner;
+mod lengths;
 mod objective;
 mod preference;
 mod reference;
@@ -10,8 +11,9 @@ mod schedule;
 mod trainer;
 
 pub use adamw::{AdamW, AdamWOptions};
-pub use evaluate::{Evaluation, PairEvaluation, evaluate, evaluate_pairs};
+pub use evaluate::{Evaluation, PairEvaluation, PassLimits, evaluate, evaluate_pairs};
 pub use learner::{AnswerLearner, Learner, PreferenceLearner};
+pub use lengths::SampleLengths;
 pub use objective::{LocalObjective, update_control_variate};
 pub use preference::{
     PairLogProbs, PairLoss, PairScores, PreferenceLoss, PreferenceReport, preferred,

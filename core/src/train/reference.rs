@@ -17,7 +17,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::{PairEvaluation, PairLogProbs, evaluate_pairs};
+use super::{PairEvaluation, PairLogProbs, PassLimits, evaluate_pairs};
 use crate::adapter::Adapter;
 use crate::data::TokenizedPair;
 use crate::kernels::Precision;
@@ -100,7 +100,8 @@ impl Reference {
         Ok(self)
     }
 
-    /// Log-probabilities of both answers of each pair; those not known yet are computed and kept.
+    /// Log-probabilities of both answers of each pair; those not known yet are computed, with at most
+    /// `score_rows` rows of logits at once, and kept.
     ///
     /// # Errors
     /// When the engine fails or is cancelled, or the file cannot be written.
@@ -108,6 +109,7 @@ impl Reference {
         &mut self,
         decoder: &Decoder,
         pairs: &[TokenizedPair],
+        score_rows: usize,
         cancel: &CancelToken,
     ) -> Result<Vec<PairLogProbs>, ReferenceError> {
         let mut found = Vec::with_capacity(pairs.len());
@@ -120,8 +122,9 @@ impl Reference {
             // Each pair in a pass of its own: its numbers must not depend on which others are
             // unknown, or a run that was resumed would differ in the last bit.
             let (adapter, pair) = (self.adapter.as_ref(), std::slice::from_ref(pair));
+            let limits = PassLimits { max_pass_tokens: pair[0].pass_rows(), score_rows };
             for PairEvaluation { log_probs, .. } in
-                evaluate_pairs(decoder, adapter, pair, pair[0].num_tokens(), cancel)?
+                evaluate_pairs(decoder, adapter, pair, limits, cancel)?
             {
                 found.push(log_probs);
                 self.known.insert(key, log_probs);

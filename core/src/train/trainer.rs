@@ -245,7 +245,7 @@ impl<'d> Trainer<'d> {
             return Err(TrainError::NothingSupervised);
         }
         let weight = -1.0 / supervised_tokens as f64;
-        let lens = examples.iter().map(|example| example.ids.len());
+        let lens = examples.iter().map(TokenizedExample::pass_rows);
         let ranges = passes(lens, self.options.max_pass_tokens);
         let batches = ranges.map(|range| PackedBatch::from_examples(&examples[range]));
         let (loss, gradient) = self.gradient(batches, |_, _, scores| {
@@ -285,7 +285,7 @@ impl<'d> Trainer<'d> {
         }
         let scale = 1.0 / pairs.len() as f64;
         let ranges: Vec<Range<usize>> =
-            passes(pairs.iter().map(TokenizedPair::num_tokens), self.options.max_pass_tokens)
+            passes(pairs.iter().map(TokenizedPair::pass_rows), self.options.max_pass_tokens)
                 .collect();
         let batches = ranges.iter().map(|range| PackedBatch::from_pairs(&pairs[range.clone()]));
         let mut preference = PreferenceReport::default();
@@ -325,7 +325,7 @@ impl<'d> Trainer<'d> {
         reference: &mut Reference,
         pairs: &[TokenizedPair],
     ) -> Result<Vec<PairLogProbs>, TrainError> {
-        Ok(reference.log_probs(self.decoder, pairs, &self.cancel)?)
+        Ok(reference.log_probs(self.decoder, pairs, self.options.score_rows, &self.cancel)?)
     }
 
     /// Sums loss and gradient over `batches`. `weigh(i, batch, scores)` yields the loss of batch `i`
@@ -346,16 +346,11 @@ impl<'d> Trainer<'d> {
                 lora: Some(&lora),
                 dropout: self.dropout(i),
                 kept_layers: self.options.kept_layers,
+                score_rows: self.options.score_rows,
                 cancel: self.cancel.clone(),
             };
             let state = self.decoder.forward(&batch, &options)?;
-            let scores = self.decoder.score(
-                &state,
-                &batch.targets,
-                self.options.score_rows,
-                true,
-                &self.cancel,
-            )?;
+            let scores = self.decoder.score(&state, &batch.targets, true, &options)?;
             let (batch_loss, weights) = weigh(i, &batch, &scores);
             loss += batch_loss;
             let gradient = self.decoder.backward(&batch, state, scores, &weights, &options)?;

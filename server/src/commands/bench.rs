@@ -136,6 +136,7 @@ fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
         shortest: args.seq_len,
         longest: args.seq_len,
         batch: args.seq_len * args.batch_size,
+        target_share: 1.0,
         threads: rayon::current_num_threads(),
     };
     let memory = plan(&workload, args.memory_budget).map_err(CommandError::usage)?;

@@ -506,6 +506,7 @@ pub(super) fn plan_memory(
         shortest: 1,
         longest,
         batch: longest.saturating_mul(config.batch_size * config.grad_accum),
+        target_share: 1.0,
         threads: rayon::current_num_threads(),
     };
     plan(&workload, None).map_err(CommandError::usage)

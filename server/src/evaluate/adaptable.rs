@@ -4,13 +4,10 @@ use fleetune_core::adapter::Adapter;
 use fleetune_core::data::TokenizedExample;
 use fleetune_core::generate::{GenerateOptions, generate};
 use fleetune_core::model::{CancelToken, Decoder, PassOptions, TextTokenizer};
-use fleetune_core::train::{Evaluation, TrainOptions, Trainer, TrainerState, evaluate};
+use fleetune_core::train::{Evaluation, PassLimits, TrainOptions, Trainer, TrainerState, evaluate};
 
 use super::federated::Adaptable;
 use super::model::ModelError;
-
-/// Rows of one pass through the layers.
-const PASS_TOKENS: usize = 2048;
 
 /// A decoder with an adapter that can be trained and taken back.
 pub struct AdaptableModel<'d> {
@@ -48,7 +45,7 @@ fn engine(error: impl Into<anyhow::Error>) -> ModelError {
 impl Adaptable for AdaptableModel<'_> {
     fn score(&mut self, texts: &[TokenizedExample]) -> Result<Vec<Evaluation>, ModelError> {
         let adapter = Some(self.trainer.adapter());
-        evaluate(self.decoder, adapter, texts, PASS_TOKENS, &self.cancel).map_err(engine)
+        evaluate(self.decoder, adapter, texts, PassLimits::default(), &self.cancel).map_err(engine)
     }
 
     fn write(&mut self, prompt: &[u32], max_tokens: usize) -> Result<String, ModelError> {

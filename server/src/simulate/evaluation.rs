@@ -8,7 +8,8 @@ use fleetune_core::adapter::Adapter;
 use fleetune_core::client::{Task, TrainingDevice};
 use fleetune_core::train::{
     AnswerLearner, Evaluation, Learner, PairEvaluation, PairLogProbs, PairLoss, PairScores,
-    PreferenceLearner, PreferenceLoss, PreferenceReport, evaluate, evaluate_pairs, preferred,
+    PassLimits, PreferenceLearner, PreferenceLoss, PreferenceReport, evaluate, evaluate_pairs,
+    preferred,
 };
 
 use super::environment::Environment;
@@ -19,8 +20,6 @@ use crate::report::text::plural;
 
 /// Rows scored at a time; between them a run can be stopped.
 const CHUNK: usize = 16;
-/// Tokens computed in one pass.
-const MAX_PASS_TOKENS: usize = 2048;
 
 /// Sums of one group of rows.
 #[derive(Debug, Clone, Copy, Default)]
@@ -149,7 +148,7 @@ fn score_answers(
 ) -> Result<(), SimulateError> {
     let (group_of, examples) = held_out::<AnswerLearner>(environment, rows)?;
     let TrainingDevice { decoder, cancel, .. } = &environment.device;
-    let scores = evaluate(decoder, Some(adapter), &examples, MAX_PASS_TOKENS, cancel)?;
+    let scores = evaluate(decoder, Some(adapter), &examples, PassLimits::default(), cancel)?;
     for (group, evaluation) in group_of.into_iter().zip(scores) {
         groups[group] += Sums::of_answer(&evaluation);
     }
@@ -166,8 +165,9 @@ fn score_pairs(
     let (group_of, pairs) = held_out::<PreferenceLearner>(environment, rows)?;
     let TrainingDevice { decoder, cancel, .. } = &environment.device;
     let mut reference = environment.references.held_out()?;
-    let reference = reference.log_probs(decoder, &pairs, cancel)?;
-    let scores = evaluate_pairs(decoder, Some(adapter), &pairs, MAX_PASS_TOKENS, cancel)?;
+    let limits = PassLimits::default();
+    let reference = reference.log_probs(decoder, &pairs, limits.score_rows, cancel)?;
+    let scores = evaluate_pairs(decoder, Some(adapter), &pairs, limits, cancel)?;
     for (i, PairEvaluation { log_probs, correct_tokens }) in scores.into_iter().enumerate() {
         let scores = PairScores::new(&pairs[i], log_probs, reference[i]);
         groups[group_of[i]] += Sums::of_pair(&scores, correct_tokens, loss.of_pair(&scores, beta));

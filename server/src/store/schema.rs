@@ -10,8 +10,7 @@ use super::StoreError;
 /// The version of the tables, in SQLite's `user_version`.
 const VERSION: i64 = 2;
 
-/// From version 1, which forgot what a round did when it pruned what the round left.
-const FROM_1: &str = "
+const SUMMARIES: &str = "
 CREATE TABLE summaries (
     federation TEXT NOT NULL,
     epoch INTEGER NOT NULL,
@@ -20,6 +19,10 @@ CREATE TABLE summaries (
     closed_at INTEGER NOT NULL,
     PRIMARY KEY (federation, epoch, round)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// From version 1, which forgot what a round did when it pruned what the round left.
+const FROM_1: &str = "
 INSERT INTO summaries SELECT federation, epoch, round, summary, closed_at FROM rounds;
 ALTER TABLE rounds DROP COLUMN summary;
 ALTER TABLE rounds DROP COLUMN closed_at;
@@ -70,15 +73,6 @@ CREATE TABLE rounds (
     control BLOB,
     control_size INTEGER,
     state BLOB NOT NULL,
-    PRIMARY KEY (federation, epoch, round)
-) STRICT, WITHOUT ROWID;
-
-CREATE TABLE summaries (
-    federation TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    round INTEGER NOT NULL,
-    summary TEXT NOT NULL,
-    closed_at INTEGER NOT NULL,
     PRIMARY KEY (federation, epoch, round)
 ) STRICT, WITHOUT ROWID;
 
@@ -143,8 +137,8 @@ pub fn prepare(
         let transaction =
             connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         match transaction.query_row("PRAGMA user_version", [], |row| row.get(0))? {
-            0 => transaction.execute_batch(TABLES)?,
-            1 => transaction.execute_batch(FROM_1)?,
+            0 => transaction.execute_batch(&[TABLES, SUMMARIES].concat())?,
+            1 => transaction.execute_batch(&[SUMMARIES, FROM_1].concat())?,
             VERSION => return Ok(Ok(())),
             found => {
                 return Ok(Err(StoreError::Version {

@@ -11,7 +11,9 @@ use fleetune_core::adapter::{Adapter, AdapterError};
 use fleetune_core::data::{Dataset, DatasetError, Encoder, RowOrder};
 use fleetune_core::memory::{BudgetTooSmall, MemoryPlan, Workload, plan};
 use fleetune_core::model::{Decoder, EngineError, LoadedModel};
-use fleetune_core::train::{AdamWOptions, Learner, StepReport, TrainError, TrainOptions, Trainer};
+use fleetune_core::train::{
+    AdamWOptions, Learner, SampleLengths, StepReport, TrainError, TrainOptions, Trainer,
+};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -196,8 +198,8 @@ impl<'a, L: Learner> Run<'a, L> {
         interrupt: &Interrupt,
     ) -> Result<Self, RunError> {
         let rows = u32::try_from(subject.dataset.len()).unwrap_or(u32::MAX);
-        let mut order = RowOrder::new(rows, options.shuffle);
-        let plan = memory_plan::<L>(&subject, &adapter, options, &mut order)?;
+        let order = RowOrder::new(rows, options.shuffle);
+        let plan = memory_plan::<L>(&subject, &adapter, options)?;
         tracing::info!("memory plan: {plan:?}");
         let train_options = TrainOptions {
             optimizer: AdamWOptions {
@@ -313,33 +315,22 @@ impl<'a, L: Learner> Run<'a, L> {
     }
 }
 
-/// Rows looked at to tell how long a batch is.
-const PROBED_ROWS: u64 = 64;
-
-/// Lays training out in memory for batches as long as the first rows suggest and sequences as long
-/// as they may be.
+/// Lays training out in memory for batches and sequences as long as those of the data set.
 fn memory_plan<L: Learner>(
     subject: &Subject<'_>,
     adapter: &Adapter,
     options: &RunOptions,
-    order: &mut RowOrder,
 ) -> Result<MemoryPlan, RunError> {
-    let probed = PROBED_ROWS.min(subject.dataset.len() as u64);
-    let mut lengths = Vec::new();
-    for position in 0..probed {
-        let sample = L::sample(subject.dataset, order.row(position), subject.encoder)?;
-        lengths.extend(sample.as_ref().map(L::num_tokens));
-    }
-    let longest = L::longest(subject.encoder.seq_len());
-    let mean = lengths.iter().sum::<usize>() / lengths.len().max(1);
+    let lengths = SampleLengths::probe::<L>(subject.dataset, subject.encoder)?;
     let workload = Workload {
         model: &subject.model.config,
         model_bytes: subject.model.stored_bytes(),
         lora: &adapter.config,
         extra_adapters: 0,
-        shortest: lengths.iter().min().map_or(1, |&shortest| shortest.clamp(1, longest)),
-        longest,
-        batch: mean.clamp(1, longest) * options.rows_per_step,
+        shortest: lengths.shortest,
+        longest: lengths.longest,
+        batch: lengths.mean.saturating_mul(options.rows_per_step),
+        target_share: lengths.target_share,
         threads: rayon::current_num_threads(),
     };
     Ok(plan(&workload, options.memory_budget)?)

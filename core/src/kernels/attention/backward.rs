@@ -17,8 +17,8 @@ use crate::kernels::shared::Shared;
 /// Keys of a tile.
 const KEYS: usize = 128;
 
-/// Heads that are computed at once, per thread: each holds its own gradients until the wave is done.
-const WAVE: usize = 2;
+/// Heads whose gradients are computed at once, per thread: each holds its own until the wave is done.
+pub const HEADS_PER_THREAD: usize = 2;
 
 /// What the forward pass saved and the gradient of its output.
 pub(super) struct Saved<'a> {
@@ -48,7 +48,7 @@ pub(super) fn run(
         .filter(|segment| !segment.queries.is_empty())
         .flat_map(|segment| (0..heads).map(move |head| (segment, head)))
         .collect();
-    let wave = WAVE * rayon::current_num_threads();
+    let wave = HEADS_PER_THREAD * rayon::current_num_threads();
     let mut scratch: Vec<Scratch> = Vec::new();
     scratch.resize_with(wave.min(tasks.len()), Scratch::default);
     let dq = Shared::new(dq);

@@ -18,6 +18,8 @@ use std::ops::Range;
 use super::isa::Isa;
 use super::product::View;
 
+pub use backward::HEADS_PER_THREAD;
+
 /// What all heads of a layer share.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
