@@ -180,6 +180,7 @@ fn open(
         precision: Precision::F32,
         memory_budget: options.memory_budget,
         memory_bytes: options.memory_budget.unwrap_or(u64::MAX),
+        max_rank: None,
         app_version: options.app,
         cancel: CancelToken::default(),
         // An app's examples are no preferences.

@@ -351,7 +351,7 @@ fn two_devices_with_one_identity_count_as_one() {
     // Somebody restored a backup of the device on another one.
     let copied = run.place.folder.join("copied");
     copy(&Device::new(&run.place.folder, 0).folder, &copied);
-    let double = Device { folder: copied, number: 77, training: Duration::ZERO };
+    let double = Device { folder: copied, ..Device::new(&run.place.folder, 77) };
     let (over, started) = (CancelToken::default(), Instant::now());
     thread::scope(|scope| {
         let (run, over) = (&run, &over);

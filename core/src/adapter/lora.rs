@@ -217,6 +217,13 @@ impl LoraConfig {
         Ok(())
     }
 
+    /// The adapter of a device of rank `rank` where the shared one has this shape: the same strength
+    /// before B·A, so that products of different ranks can be added.
+    pub fn at_rank(&self, rank: usize) -> Self {
+        let alpha = self.alpha * rank as f64 / self.rank as f64;
+        Self { rank, alpha, ..self.clone() }
+    }
+
     /// Values of such an adapter for `model`.
     pub fn num_values(&self, model: &ModelConfig) -> usize {
         let shapes = self.targets.iter().map(|&target| model.projection_shape(target));

@@ -72,6 +72,7 @@ pub fn train_locally(
         template,
         seq_len,
         order_seed: seed,
+        differences: None,
     };
     let download = Download::encode(&adapter.parameters, None).map_err(TrainerError::round)?;
     let nobody_asks = Conditions { charging: false, unmetered: false, idle: false };

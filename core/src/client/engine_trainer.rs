@@ -35,6 +35,8 @@ pub struct EngineSettings {
     pub memory_budget: Option<u64>,
     /// What the device can take at most, bytes, for the server's choice of devices.
     pub memory_bytes: u64,
+    /// The highest rank to train, where it shall not be as high as the engine goes.
+    pub max_rank: Option<u32>,
     /// The app and its version.
     pub app_version: String,
     /// Ends a running step within one layer's time.
@@ -124,7 +126,7 @@ impl EngineTrainer {
             app_version: settings.app_version.clone(),
             models: Vec::new(),
             memory_bytes: settings.memory_bytes,
-            max_rank: MAX_RANK,
+            max_rank: settings.max_rank.unwrap_or(MAX_RANK).min(MAX_RANK),
             codecs: Codec::known_ids().collect(),
             rows_log2: 0,
             conditions: Conditions { charging: false, unmetered: false, idle: false },

@@ -8,7 +8,7 @@
 //! | `blobs/` | what was fetched, by hash; `.part` while it comes |
 //! | `models/` | base models that were fetched, by hash |
 //! | `outbox/` | the update whose fate is not known: `update.ftul`, `memory.ftdm`, `offer.json` |
-//! | `memory/` | what the device keeps of each federation between rounds: SCAFFOLD's control variate, what lossy codecs left out |
+//! | `memory/` | what the device keeps of each federation between rounds: SCAFFOLD's control variate, what lossy codecs left out, and where differences may come the shared adapter that it received last (`.version`) |
 //!
 //! `offer.json` is written last and removed last: with it, the update is there wholly; without it,
 //! there is none.
@@ -218,22 +218,57 @@ impl DeviceFolder {
             .try_for_each(|name| remove(&self.outbox(name)))
     }
 
+    /// Keeps the version of a federation's shared adapter that the device received last.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub(super) fn keep_version(&self, federation: &str, version: &[u8]) -> Result<(), FolderError> {
+        let path = self.version_path(federation);
+        write_atomically(&path, version).map_err(file_error(&path))
+    }
+
+    /// The version that was kept; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn version(&self, federation: &str) -> Result<Option<Vec<u8>>, FolderError> {
+        read_if_there(&self.version_path(federation))
+    }
+
+    /// Forgets the version that was kept.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn forget_version(&self, federation: &str) -> Result<(), FolderError> {
+        remove(&self.version_path(federation))
+    }
+
     /// What the device kept of a federation's earlier rounds, encoded; `None` where that is nothing.
     ///
     /// # Errors
     /// When the disk fails.
     pub(super) fn memory(&self, federation: &str) -> Result<Option<Vec<u8>>, FolderError> {
-        let path = self.memory_path(federation);
-        match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            bytes => bytes.map(Some).map_err(file_error(&path)),
-        }
+        read_if_there(&self.memory_path(federation))
+    }
+
+    fn memory_path(&self, federation: &str) -> PathBuf {
+        self.path_of(federation, "ftdm")
+    }
+
+    fn version_path(&self, federation: &str) -> PathBuf {
+        self.path_of(federation, "version")
     }
 
     /// A federation's name may be no file name; its hash is.
-    fn memory_path(&self, federation: &str) -> PathBuf {
-        let name = format!("{}.ftdm", BlobId::of(federation.as_bytes()));
-        self.path.join("memory").join(name)
+    fn path_of(&self, federation: &str, kind: &str) -> PathBuf {
+        self.path.join("memory").join(format!("{}.{kind}", BlobId::of(federation.as_bytes())))
+    }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        bytes => bytes.map(Some).map_err(file_error(path)),
     }
 }
 

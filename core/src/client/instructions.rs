@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::round::RoundPlan;
 use crate::data::Template;
-use crate::protocol::MAX_TEXT;
+use crate::protocol::{Blob, BlobId, MAX_TEXT};
+use crate::update::BaseId;
 
 /// Instructions that cannot be followed or sent.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +36,42 @@ pub struct Instructions {
     /// Seed of the order in which a device goes through its rows, round after round; the same in
     /// all rounds of a federation.
     pub order_seed: u64,
+    /// The differences that lead to the shared adapter, oldest first: a device that holds the
+    /// version that one of them starts from needs that one and those after it, any other the whole
+    /// adapter. Absent where adapters only come whole; then a device need not keep a version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub differences: Option<Vec<Difference>>,
+}
+
+/// Differences that instructions list at most, so that they fit in a message: a device that missed
+/// more rounds gets the whole adapter.
+pub const MAX_DIFFERENCES: usize = 16;
+
+/// What leads from one version of the shared adapter to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The version that it starts from.
+    #[serde(with = "hexadecimal")]
+    pub from: BaseId,
+    /// The message, as [`crate::update::receive`] reads it.
+    #[serde(with = "hexadecimal")]
+    pub blob: BlobId,
+    /// Its bytes.
+    pub size: u64,
 }
 
 impl Instructions {
+    /// The messages that lead from version `held` to the shared adapter, in order; `None` where they
+    /// do not start from there.
+    pub fn leading_from(&self, held: BaseId) -> Option<Vec<Blob>> {
+        let differences = self.differences.as_deref()?;
+        let first = differences.iter().position(|difference| difference.from == held)?;
+        let blobs = differences[first..]
+            .iter()
+            .map(|&Difference { blob, size, .. }| Blob { id: blob, size });
+        Some(blobs.collect())
+    }
+
     /// As the JSON that travels.
     ///
     /// # Errors
@@ -62,6 +96,9 @@ impl Instructions {
         if rows.is_none_or(|rows| rows == 0 || rows > MAX_ROWS) {
             return Err(InstructionsError::Value("the number of rows"));
         }
+        if instructions.differences.as_ref().is_some_and(|list| list.len() > MAX_DIFFERENCES) {
+            return Err(InstructionsError::Value("the number of differences"));
+        }
         if plan.round == 0 || !(8..=MAX_SEQ_LEN).contains(&instructions.seq_len) {
             return Err(InstructionsError::Value("the round or the sequence length"));
         }
@@ -76,6 +113,51 @@ impl Instructions {
 const MAX_ROWS: usize = 1 << 24;
 /// Longest sequence that any model of these families reads.
 const MAX_SEQ_LEN: usize = 1 << 20;
+
+/// Hashes as text: 32 numbers each would fill a message.
+mod hexadecimal {
+    use data_encoding::HEXLOWER;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use crate::protocol::BlobId;
+    use crate::update::BaseId;
+
+    pub trait Hash {
+        fn bytes(&self) -> &[u8; 32];
+        fn of_bytes(bytes: [u8; 32]) -> Self;
+    }
+
+    impl Hash for BlobId {
+        fn bytes(&self) -> &[u8; 32] {
+            &self.0
+        }
+
+        fn of_bytes(bytes: [u8; 32]) -> Self {
+            Self(bytes)
+        }
+    }
+
+    impl Hash for BaseId {
+        fn bytes(&self) -> &[u8; 32] {
+            self.as_bytes()
+        }
+
+        fn of_bytes(bytes: [u8; 32]) -> Self {
+            Self::from_bytes(bytes)
+        }
+    }
+
+    pub fn serialize<T: Hash, S: Serializer>(hash: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&HEXLOWER.encode(hash.bytes()))
+    }
+
+    pub fn deserialize<'a, T: Hash, D: Deserializer<'a>>(from: D) -> Result<T, D::Error> {
+        let text = String::deserialize(from)?;
+        let bytes = HEXLOWER.decode(text.as_bytes()).map_err(de::Error::custom)?;
+        let bytes = bytes.try_into().map_err(|_| de::Error::custom("a hash has 32 bytes"))?;
+        Ok(T::of_bytes(bytes))
+    }
+}
 
 mod template_name {
     use serde::{Deserialize, Deserializer, Serializer, de};
@@ -117,7 +199,27 @@ mod tests {
             template: Template::Vicuna,
             seq_len: 512,
             order_seed: u64::MAX - 1,
+            differences: None,
         }
+    }
+
+    #[test]
+    fn differences_lead_on_from_a_version_that_one_of_them_starts_from() {
+        let [first, second, other] = [1, 2, 3].map(|byte| BaseId::from_bytes([byte; 32]));
+        let blobs = [b"one", b"two"].map(|bytes| Blob::of(bytes));
+        let step = |from, Blob { id, size }| Difference { from, blob: id, size };
+        let differences = Some(vec![step(first, blobs[0]), step(second, blobs[1])]);
+        let instructions = Instructions { differences, ..instructions() };
+        let instructions = Instructions::from_json(&instructions.to_json().unwrap()).unwrap();
+        assert_eq!(instructions.leading_from(first).unwrap(), blobs);
+        assert_eq!(instructions.leading_from(second).unwrap(), blobs[1..]);
+        assert_eq!(instructions.leading_from(other), None);
+        let many = |count| Instructions {
+            differences: Some(vec![Difference { size: u64::MAX, ..step(first, blobs[0]) }; count]),
+            ..instructions.clone()
+        };
+        assert!(Instructions::from_json(&many(MAX_DIFFERENCES).to_json().unwrap()).is_ok());
+        assert!(Instructions::from_json(&many(MAX_DIFFERENCES + 1).to_json().unwrap()).is_err());
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod link;
 mod messages;
 mod participant;
 mod round;
+mod route;
 mod tls;
 mod trainer;
 
@@ -25,7 +26,7 @@ pub use device_memory::DeviceMemory;
 pub use engine_trainer::{ConditionsNow, EngineSettings, EngineTrainer, OpenModel};
 pub use folder::{DeviceFolder, FolderError};
 pub use identity::{FileKeyStore, Identity, IdentityError, KeyStore};
-pub use instructions::{Instructions, InstructionsError};
+pub use instructions::{Difference, Instructions, InstructionsError, MAX_DIFFERENCES};
 pub use link::{Link, LinkError, NetworkWatch};
 pub use messages::{Download, MessageError, Upload};
 pub use participant::{Observer, Participant, ParticipantError, Progress};

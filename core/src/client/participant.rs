@@ -20,6 +20,7 @@ use super::instructions::Instructions;
 use super::link::{Link, LinkError, NetworkWatch};
 use super::messages::Download;
 use super::round::{RoundOutcome, TrainingReport};
+use super::route::{Route, version_to_keep};
 use super::tls::{self, TlsError};
 use super::trainer::{LocalTrainer, TrainerError, Work};
 use crate::model::CancelToken;
@@ -31,7 +32,8 @@ use crate::protocol::{
 use crate::train::StepReport;
 use crate::update::Header;
 
-/// Largest adapter or control variate, which is read into memory.
+/// Bytes of a round's adapter, or what leads to it, and control variate at most: they are read into
+/// memory.
 const MAX_ADAPTER: u64 = 1 << 30;
 /// Chunks asked for at once: what is lost at most is asked for again.
 const FETCH_AT_ONCE: u32 = 32;
@@ -369,9 +371,10 @@ impl Participant {
         trainer: &mut dyn LocalTrainer,
         observer: &mut Observer<'_>,
     ) -> Result<(), ParticipantError> {
-        let RoundAssignment { model, adapter, control, .. } = assignment;
-        let small: Vec<Blob> = [Some(*adapter), *control].into_iter().flatten().collect();
-        if small.iter().any(|blob| blob.size > MAX_ADAPTER) {
+        let RoundAssignment { model, .. } = assignment;
+        let small: Vec<Blob> = Route::of(&self.folder, assignment)?.blobs().collect();
+        let size = small.iter().fold(0, |sum: u64, blob| sum.saturating_add(blob.size));
+        if size > MAX_ADAPTER {
             return self.give_up("the adapter is larger than this device takes", observer);
         }
         let ids: Vec<BlobId> = small.iter().map(|blob| blob.id).collect();
@@ -495,7 +498,9 @@ impl Participant {
             Ok(instructions) => instructions,
             Err(error) => return self.give_up(&error.to_string(), observer),
         };
-        let Some(download) = self.download(assignment)? else {
+        let route = Route::of(&self.folder, assignment)?;
+        let from_held = route.is_from_held();
+        let Some(download) = route.read(&self.folder)? else {
             return self.give_up(DAMAGED, observer);
         };
         let memory = self.folder.memory(&assignment.federation)?;
@@ -506,28 +511,23 @@ impl Participant {
             Ok(outcome) => outcome,
             Err(TrainerError::Stopped) => return Err(ParticipantError::Stopped),
             Err(error @ TrainerError::Round(_)) => {
+                if from_held {
+                    // It may be what is damaged: next time the adapter comes whole.
+                    self.folder.forget_version(&assignment.federation)?;
+                }
                 return self.give_up(&error.to_string(), observer);
             }
             Err(error) => return Err(error.into()),
         };
         let report = outcome.report;
+        if let (Some(_), Some(held)) = (&instructions.differences, &outcome.memory.held) {
+            let version = version_to_keep(held).map_err(unwritable)?;
+            self.folder.keep_version(&assignment.federation, &version)?;
+        }
         let offer = self.keep_update(assignment, outcome)?;
         tell(observer, Progress::Trained(&report))?;
         self.session.trained(offer);
         Ok(())
-    }
-
-    /// What was fetched, as the trainer reads it; `None` where the disk has damaged it.
-    fn download(&self, assignment: &RoundAssignment) -> Result<Option<Download>, ParticipantError> {
-        let Some(adapter) = self.folder.read_blob(&assignment.adapter)? else { return Ok(None) };
-        let control = match &assignment.control {
-            None => None,
-            Some(blob) => match self.folder.read_blob(blob)? {
-                None => return Ok(None),
-                control => control,
-            },
-        };
-        Ok(Some(Download { adapter, control }))
     }
 
     /// Makes a trained update durable.

@@ -32,6 +32,11 @@ impl BaseId {
         Self(hasher.finalize().into())
     }
 
+    /// The id with these bytes, which [`BaseId::as_bytes`] gave.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The 32 bytes of the hash.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

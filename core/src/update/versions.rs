@@ -95,6 +95,11 @@ impl Versions {
         }
     }
 
+    /// The messages that lead to the newest version, one after the other.
+    pub fn steps(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.steps.iter().map(Vec::as_slice)
+    }
+
     /// Version `number`, where differences lead on from it.
     ///
     /// # Errors

@@ -52,6 +52,9 @@ pub struct JoinArgs {
     /// The most memory to take, base model included, such as 512MiB or 2GiB
     #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
     memory_budget: Option<u64>,
+    /// The highest LoRA rank that this machine trains, where a federation has several
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    max_rank: Option<u32>,
     /// What the server is told of this machine: system (power, network and load as Linux has them),
     /// or any of charging, unmetered, idle, or none
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "system")]
@@ -140,6 +143,7 @@ impl JoinArgs {
             precision: self.precision.into(),
             memory_budget: self.memory_budget,
             memory_bytes: self.memory_budget.or_else(available_memory).unwrap_or(u64::MAX),
+            max_rank: self.max_rank,
             app_version: env!("CARGO_PKG_VERSION").to_owned(),
             cancel: ctx.interrupt().cancel_token(),
             references: Some(self.state.join(REFERENCES)),

@@ -4,17 +4,20 @@
 //! has the same bits in whatever order they came and however often the server was killed before.
 //! Memory holds the sums and one update, whatever their number.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use fleetune_core::adapter::{Adapter, ParameterSet};
+use fleetune_core::adapter::Adapter;
 use fleetune_core::client::TrainingReport;
+use fleetune_core::protocol::BlobId;
 use serde::{Deserialize, Serialize};
 
 use super::Coordinator;
 use super::error::FederationError;
 use super::evaluate::{has_stalled, is_due};
-use super::federation::{Federation, Start, Starts, losses, store_round};
+use super::federation::{Federation, Starts, Update, losses};
+use super::start::{Start, store_round};
 use crate::aggregate::ServerState;
 use crate::fault;
 use crate::round::{Phase, Rules, Step};
@@ -91,19 +94,18 @@ impl Coordinator {
         let members = self.store.counting(name, epoch, round)?;
         for member in &members {
             let Some(origin) = starts.get(&member.round) else { continue };
-            let Some((bytes, (mut adapter, control))) =
-                self.read_update(federation, member, origin)?
-            else {
+            let Some((bytes, update)) = self.read_update(federation, member, origin)? else {
                 continue;
             };
+            let Update { start, mut adapter, control } = update;
             summary.bytes += bytes;
             if member.round != round {
                 // FedBuff: the change that was made to an older adapter counts less.
                 let weight = Rules::staleness_weight(round - member.round) as f32;
-                adapter.zip_apply(&origin.adapter, |w, g| *w = g + (*w - g) * weight)?;
+                adapter.zip_apply(&start, |w, g| *w = g + (*w - g) * weight)?;
                 summary.folded += 1;
             }
-            sums.accumulate_from(&origin.adapter, &adapter, member.samples, control.as_ref())?;
+            sums.accumulate_from(&start, &adapter, member.samples, control.as_ref())?;
             if let Some(report) = report_of(member) {
                 loss += report.loss * report.loss_terms() as f64;
                 terms += report.loss_terms();
@@ -116,7 +118,11 @@ impl Coordinator {
         let (next, aggregated) = federation.aggregator.finish(&state, sums)?;
         summary.step_norm = aggregated.step_norm;
         summary.seconds = started.elapsed().as_secs_f64();
-        let row = store_round(&self.store, round, &next)?;
+        let mut versions = federation.versions(&start.row, &self.store)?;
+        if let Some(versions) = &mut versions {
+            versions.publish(&next)?;
+        }
+        let row = store_round(&self.store, round, &next, versions.as_ref())?;
         let did = summary.row(round, self.clock.now());
         fault::point("after-state-written");
         let finished = (round >= training.rounds).then(|| format!("all {round} rounds are done"));
@@ -181,10 +187,9 @@ impl Coordinator {
         let old: Vec<u32> = starts.range(..oldest).map(|(&round, _)| round).collect();
         for round in old {
             if let Some(start) = starts.remove(&round) {
-                self.offers.remove(start.row.adapter.id);
-                if let Some(control) = start.row.control {
-                    self.offers.remove(control.id);
-                }
+                // A later round may lead on from the same differences.
+                let needed: BTreeSet<BlobId> = starts.values().flat_map(|s| s.blobs()).collect();
+                start.blobs().difference(&needed).for_each(|&blob| self.offers.remove(blob));
             }
         }
     }
@@ -218,7 +223,7 @@ impl Coordinator {
         };
         let Some(start) = start else { return Ok(()) };
         let adapter =
-            Adapter { config: federation.lora.clone(), parameters: start.adapter.clone() };
+            Adapter { config: federation.lora.clone(), parameters: (*start.adapter).clone() };
         let folder = self.store.folder().join("adapters").join(federation.name());
         adapter.save_for_base(&folder, Some(federation.model_name()))?;
         let training = &federation.config.training;
@@ -260,9 +265,6 @@ impl Coordinator {
         Ok(())
     }
 }
-
-/// The adapter that a device made, and for SCAFFOLD the change of its control variate.
-type Update = (ParameterSet, Option<ParameterSet>);
 
 fn report_of(member: &MemberRow) -> Option<TrainingReport> {
     serde_json::from_str(member.report.as_deref()?).ok()

@@ -251,13 +251,6 @@ impl FederationConfig {
             }
             _ => {}
         }
-        if !self.training.codec_down.is_exact() {
-            let problem = "devices of a server fetch the adapter as it is: leave it at f32";
-            return wrong("codec_down", problem.into());
-        }
-        if !self.training.ranks.is_empty() {
-            return wrong("ranks", "devices of a server have one rank: set lora_rank".into());
-        }
         let RoundsConfig { keep, max_staleness, .. } = self.rounds;
         if self.rounds.mode == Mode::Buffered && keep > 0 && keep <= max_staleness {
             return wrong("keep", format!("use more than max_staleness, which is {max_staleness}"));

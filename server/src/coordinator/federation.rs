@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use fleetune_core::adapter::{Adapter, LoraConfig, ParameterSet};
-use fleetune_core::client::{Download, Instructions, MessageError, Upload};
+use fleetune_core::client::{Instructions, Upload};
 use fleetune_core::model::ModelConfig;
 use fleetune_core::protocol::{
-    Assignment, AttemptToken, Blob, Capabilities, DeviceId, FinalAdapter, ModelOffer,
-    RoundAssignment,
+    Assignment, AttemptToken, Capabilities, DeviceId, FinalAdapter, ModelOffer, RoundAssignment,
 };
-use fleetune_core::update::decode;
 
 use super::close::RoundSummary;
 use super::config::FederationConfig;
@@ -18,7 +16,8 @@ use super::eligibility::obstacle;
 use super::error::{FederationError, RequestError};
 use super::evaluate::{Evaluate, has_stalled};
 use super::offers::{Offered, Offers};
-use crate::aggregate::{Aggregator, AggregatorConfig, Algorithm, Combination, ServerState};
+use super::start::{Class, ClassVersions, Start, store_round};
+use crate::aggregate::{Aggregator, AggregatorConfig, Algorithm, Combination};
 use crate::round::{Mode, Phase, RoundState, Standing, Step};
 use crate::seed::{Choice, derived};
 use crate::simulate::config::RunConfig;
@@ -38,15 +37,6 @@ pub struct BaseModel {
     pub file: Option<Offered>,
 }
 
-/// The shared adapter that the devices of a round start from.
-#[derive(Debug)]
-pub struct Start {
-    /// What the store knows of it.
-    pub row: RoundRow,
-    /// Its parameters, as devices decode them.
-    pub adapter: ParameterSet,
-}
-
 /// A federation.
 pub struct Federation {
     /// Its settings.
@@ -59,6 +49,17 @@ pub struct Federation {
     evaluator: Option<Mutex<Box<dyn Evaluate>>>,
     current: Mutex<Current>,
     wake: Condvar,
+}
+
+/// An update that may count.
+#[derive(Debug)]
+pub struct Update {
+    /// The adapter that the device received.
+    pub start: Arc<ParameterSet>,
+    /// What it made of that.
+    pub adapter: ParameterSet,
+    /// SCAFFOLD: the change of the device's control variate.
+    pub control: Option<ParameterSet>,
 }
 
 /// By round, the adapters that updates start from which may still come.
@@ -160,6 +161,19 @@ impl Federation {
         self.evaluator.as_ref()
     }
 
+    /// What devices of each rank held after the round of `row`.
+    ///
+    /// # Errors
+    /// When it is missing or damaged.
+    pub fn versions(
+        &self,
+        row: &RoundRow,
+        store: &Store,
+    ) -> Result<Option<ClassVersions>, FederationError> {
+        let codec = self.config.training.codec_down;
+        ClassVersions::of_round(row, &self.lora, &self.model.config, codec, store)
+    }
+
     /// The base model's name, for people and PEFT.
     pub fn model_name(&self) -> &str {
         &self.model.offer.name
@@ -193,14 +207,9 @@ impl Federation {
         let row = store.round(name, epoch, before)?;
         let row =
             row.ok_or_else(|| FederationError::NoRound { name: name.to_owned(), round: before })?;
-        let bytes = store.blobs().read(row.adapter.id)?;
-        let layout = Adapter::new(self.lora.clone(), &self.model.config, 0)?;
-        let adapter = decode(&bytes, &layout.parameters).map_err(MessageError::from)?;
-        offers.add(Offered::bytes(bytes));
-        if let Some(control) = row.control {
-            offers.add(Offered::bytes(store.blobs().read(control.id)?));
-        }
-        current.starts.insert(round, Arc::new(Start { row, adapter }));
+        let (lora, model) = (&self.lora, &self.model.config);
+        let start = Start::load(row, lora, model, self.config.training.codec_down, store, offers)?;
+        current.starts.insert(round, Arc::new(start));
         Ok(())
     }
 
@@ -217,10 +226,10 @@ impl Federation {
     ) -> Result<Assignment, RequestError> {
         let mut current = self.lock();
         if current.state.phase() == Phase::Finished {
-            return self.finished(&current, device);
+            return self.finished(&current, device, capabilities);
         }
         if let Some(part) = current.state.resume(device) {
-            return self.assignment(&current, device, part, now);
+            return self.assignment(&current, device, capabilities, part, now);
         }
         let limit = self.config.eligibility.rounds_per_day;
         let today = match limit {
@@ -229,15 +238,15 @@ impl Federation {
         };
         let rules = &self.config.eligibility;
         let milliseconds = self.config.rounds.check_in.as_millis() as u32;
-        let (model, rank) = (&self.model.offer, self.lora.rank);
-        let codec = self.config.training.codec;
+        let (model, codec) = (&self.model.offer, self.config.training.codec);
+        let rank = self.config.training.device_ranks().into_iter().min().unwrap_or(self.lora.rank);
         if let Some(reason) = obstacle(rules, model, (rank, codec), capabilities, today) {
             return Ok(Assignment::Ineligible { reason, milliseconds });
         }
         current.state.check_in(device, now);
         self.step(&mut current, store, now)?;
         match current.state.resume(device) {
-            Some(part) => self.assignment(&current, device, part, now),
+            Some(part) => self.assignment(&current, device, capabilities, part, now),
             None => Ok(Assignment::Wait { milliseconds }),
         }
     }
@@ -288,10 +297,12 @@ impl Federation {
         &self,
         current: &Current,
         device: DeviceId,
+        capabilities: &Capabilities,
         (attempt, round): (AttemptToken, u32),
         now: u64,
     ) -> Result<Assignment, RequestError> {
         let start = current.starts.get(&round).ok_or(RequestError::Busy)?;
+        let class = start.class_for(capabilities.max_rank);
         let milliseconds_left = match current.state.phase() {
             Phase::Collecting { deadline } => deadline.saturating_sub(now),
             // In buffered mode a device may be at it while the next round has no deadline yet.
@@ -301,38 +312,53 @@ impl Federation {
             federation: self.name().to_owned(),
             round,
             attempt,
-            instructions: self.instructions(device, round)?,
+            instructions: self.instructions(device, capabilities, class, round)?,
             model: self.model.offer.clone(),
-            adapter: start.row.adapter,
+            adapter: class.whole,
             control: start.row.control,
             milliseconds_left,
         })))
     }
 
     /// What a device is to do in a round, as it travels.
-    fn instructions(&self, device: DeviceId, round: u32) -> Result<String, RequestError> {
+    fn instructions(
+        &self,
+        device: DeviceId,
+        capabilities: &Capabilities,
+        class: &Class,
+        round: u32,
+    ) -> Result<String, RequestError> {
         let training = &self.config.training;
         let place = u64::from_le_bytes(first_bytes(device));
         let combine = self.aggregator.config().combination.combine;
         // Aggregators count rounds from 0.
         let trained = combine.trained(u64::from(round - 1));
+        let codec = training.codec_down;
+        let reads_differences = !codec.is_exact() && capabilities.codecs.contains(&codec.id());
         let instructions = Instructions {
-            plan: training.round_plan(self.lora.clone(), trained, round, place),
+            plan: training.round_plan(class.lora.clone(), trained, round, place),
             template: training.template(),
             seq_len: training.seq_len,
             order_seed: derived(training.seed, Choice::RowOrder, &[place]),
+            differences: reads_differences.then(|| class.differences.clone()),
         };
         instructions.to_json().map_err(|error| RequestError::Internal(error.to_string()))
     }
 
     /// What a device is told once the federation is done.
-    fn finished(&self, current: &Current, device: DeviceId) -> Result<Assignment, RequestError> {
+    fn finished(
+        &self,
+        current: &Current,
+        device: DeviceId,
+        capabilities: &Capabilities,
+    ) -> Result<Assignment, RequestError> {
         let round = current.row.round;
         let start = current.starts.get(&round).ok_or(RequestError::Busy)?;
+        let class = start.class_for(capabilities.max_rank);
         Ok(Assignment::Finished(Box::new(FinalAdapter {
-            instructions: self.instructions(device, round)?,
+            instructions: self.instructions(device, capabilities, class, round)?,
             model: self.model.offer.clone(),
-            adapter: start.row.adapter,
+            adapter: class.whole,
         })))
     }
 
@@ -346,22 +372,18 @@ impl Federation {
     }
 
     /// Reads an update and checks that it may count: what it says it is, in shape, finite and not
-    /// absurdly long. The adapter and, for SCAFFOLD, the change of the control variate; or why not.
-    pub fn examine(
-        &self,
-        bytes: &[u8],
-        start: &Start,
-    ) -> Result<(ParameterSet, Option<ParameterSet>), String> {
+    /// absurdly long. What it says, or why not.
+    pub fn examine(&self, bytes: &[u8], start: &Start) -> Result<Update, String> {
         let upload = Upload::from_bytes(bytes).map_err(|error| error.to_string())?;
-        let (adapter, control) =
-            upload.decode(&start.adapter).map_err(|error| error.to_string())?;
+        let start = &start.class_of(&upload.adapter).adapter;
+        let (adapter, control) = upload.decode(start).map_err(|error| error.to_string())?;
         let scaffold = self.config.training.algorithm == Algorithm::Scaffold;
         if control.is_some() != scaffold {
             let wanted = if scaffold { "needs" } else { "takes no" };
             let algorithm = self.config.training.algorithm;
             return Err(format!("{algorithm} {wanted} changes of control variates"));
         }
-        let change = adapter.difference(&start.adapter).map_err(|error| error.to_string())?;
+        let change = adapter.difference(start).map_err(|error| error.to_string())?;
         let limit = self.config.rounds.max_update_norm;
         for (what, set) in [("adapter", Some(&change)), ("control variate", control.as_ref())] {
             let norm = set.map_or(0.0, ParameterSet::l2_norm);
@@ -371,7 +393,7 @@ impl Federation {
                 ));
             }
         }
-        Ok((adapter, control))
+        Ok(Update { start: Arc::clone(start), adapter, control })
     }
 }
 
@@ -463,7 +485,8 @@ fn begin(
         None => Adapter::new(lora.clone(), model, derived(training.seed, Choice::Adapter, &[]))?,
     };
     let state = aggregator.initial_state(&adapter.parameters)?;
-    let row = store_round(store, 0, &state)?;
+    let versions = ClassVersions::begin(&state, training)?;
+    let row = store_round(store, 0, &state, versions.as_ref())?;
     let summary = RoundSummary::default().row(0, now);
     store.begin_federation(&config.name, &training.to_toml()?, &row, &summary)?;
     let row = store.federation(&config.name)?;
@@ -479,25 +502,4 @@ pub fn losses(store: &Store, name: &str, epoch: u32) -> Result<Vec<f64>, StoreEr
     let records =
         rows.iter().filter_map(|row| serde_json::from_str::<EvaluationRecord>(&row.found).ok());
     Ok(records.map(|record| record.score.loss).collect())
-}
-
-/// Writes what a round leaves as blobs, to be named in the store.
-///
-/// # Errors
-/// When a value is not finite or the disk does not take it.
-pub fn store_round(
-    store: &Store,
-    round: u32,
-    state: &ServerState,
-) -> Result<RoundRow, FederationError> {
-    let download = Download::encode(&state.global(), state.control().as_ref())?;
-    let blobs = store.blobs();
-    let control: Option<Blob> =
-        download.control.as_deref().map(|control| blobs.put(control)).transpose()?;
-    Ok(RoundRow {
-        round,
-        adapter: blobs.put(&download.adapter)?,
-        control,
-        state: blobs.put(&state.to_bytes()?)?.id,
-    })
 }

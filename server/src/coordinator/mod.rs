@@ -14,6 +14,7 @@ mod evaluate;
 mod federation;
 mod metrics;
 mod offers;
+mod start;
 mod upload;
 
 use std::collections::BTreeMap;

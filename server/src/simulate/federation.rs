@@ -25,7 +25,7 @@ use super::evaluation::measure;
 use super::journal::{ClientRecord, EvaluationRecord, Journal, Record, RoundRecord, SuiteRecord};
 use super::observer::{Event, Observer, tell};
 use super::schedule::clients_of_round;
-use super::server::{Server, lora_at};
+use super::server::Server;
 use crate::aggregate::Algorithm;
 use crate::report::text::plural;
 use crate::seed::{Choice, derived};
@@ -311,7 +311,7 @@ impl<'a> Federation<'a> {
         let history = self.histories.get(&client).copied().unwrap_or_default();
         let rank = self.ranks[client as usize];
         let (download, held) = self.server.download(round, rank, history.last)?;
-        let lora = lora_at(&self.adapter.config, rank);
+        let lora = self.adapter.config.at_rank(rank);
         let plan = self.config.round_plan(lora, self.server.trained(), round, u64::from(client));
         let rows = self.environment.fleet.rows_of(client);
         let order = self.config.row_schedule().rows(client, round - 1, history.rounds, rows);

@@ -1,6 +1,6 @@
 //! The server's side of a simulated run: what is shared, and how updates change it.
 
-use fleetune_core::adapter::{LoraConfig, ParameterSet, TrainedFactors};
+use fleetune_core::adapter::{ParameterSet, TrainedFactors};
 use fleetune_core::client::{Download, RoundOutcome};
 use fleetune_core::update::{Codec, UpdateError, Versions};
 
@@ -261,13 +261,6 @@ impl OpenRound {
         }
         Ok(())
     }
-}
-
-/// The adapter of a device of rank `rank` in a federation whose shared adapter is of `shape`: the
-/// same strength before B·A, so that products of different ranks can be added.
-pub fn lora_at(shape: &LoraConfig, rank: usize) -> LoraConfig {
-    let alpha = shape.alpha * rank as f64 / shape.rank as f64;
-    LoraConfig { rank, alpha, ..shape.clone() }
 }
 
 fn message(round: u32) -> impl Fn(UpdateError) -> SimulateError + Copy {

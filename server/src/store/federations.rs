@@ -229,7 +229,7 @@ impl Store {
         let next = epoch + 1;
         self.write(|db| {
             for (table, columns) in [
-                ("rounds", "adapter, adapter_size, control, control_size, state"),
+                ("rounds", "adapter, adapter_size, control, control_size, state, versions"),
                 ("summaries", "summary, closed_at"),
                 ("evaluations", "found"),
             ] {
@@ -306,6 +306,7 @@ impl Store {
                 "SELECT adapter FROM rounds
                  UNION SELECT control FROM rounds WHERE control IS NOT NULL
                  UNION SELECT state FROM rounds
+                 UNION SELECT versions FROM rounds WHERE versions IS NOT NULL
                  UNION SELECT blob FROM members JOIN federations ON name = federation
                  WHERE blob IS NOT NULL AND members.epoch = federations.epoch
                    AND counts_in >= federations.round",

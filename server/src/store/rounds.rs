@@ -16,6 +16,8 @@ pub struct RoundRow {
     pub control: Option<Blob>,
     /// The aggregator's state after it.
     pub state: BlobId,
+    /// What devices of each rank hold after it, where that is not the shared adapter itself.
+    pub versions: Option<BlobId>,
 }
 
 /// What a round did, for people. It stays when what the round left is pruned.
@@ -44,7 +46,7 @@ impl Store {
     ) -> Result<Option<RoundRow>, StoreError> {
         self.read(|db| {
             db.prepare_cached(
-                "SELECT round, adapter, adapter_size, control, control_size, state
+                "SELECT round, adapter, adapter_size, control, control_size, state, versions
                  FROM rounds WHERE federation = ?1 AND epoch = ?2 AND round = ?3",
             )?
             .query_row(params![name, epoch, round], round_row)
@@ -89,7 +91,7 @@ impl Store {
         const OLD: &str = "federation = ?1 AND epoch = ?2 AND round > 0 AND round < ?3";
         let old: Vec<RoundRow> = self.read(|db| {
             let mut query = db.prepare_cached(&format!(
-                "SELECT round, adapter, adapter_size, control, control_size, state
+                "SELECT round, adapter, adapter_size, control, control_size, state, versions
                  FROM rounds WHERE {OLD}"
             ))?;
             query.query_map(params![name, epoch, before], round_row)?.collect()
@@ -99,7 +101,7 @@ impl Store {
         })?;
         let named = self.named_blobs()?;
         let blobs = old.into_iter().flat_map(|row| {
-            [Some(row.adapter.id), Some(row.state), row.control.map(|blob| blob.id)]
+            [Some(row.adapter.id), Some(row.state), row.control.map(|blob| blob.id), row.versions]
         });
         Ok(blobs.flatten().filter(|blob| !named.contains(blob)).collect())
     }
@@ -115,8 +117,8 @@ pub(super) fn insert_round(
 ) -> rusqlite::Result<()> {
     db.execute(
         "INSERT INTO rounds (federation, epoch, round, adapter, adapter_size, control, control_size,
-                             state)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                             state, versions)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         params![
             name,
             epoch,
@@ -126,6 +128,7 @@ pub(super) fn insert_round(
             row.control.map(|blob| blob.id.0),
             row.control.map(|blob| blob.size as i64),
             row.state.0,
+            row.versions.map(|id| id.0),
         ],
     )?;
     db.execute(
@@ -144,5 +147,6 @@ fn round_row(row: &Row<'_>) -> rusqlite::Result<RoundRow> {
         adapter: blob(row.get(1)?, row.get(2)?),
         control: control.0.zip(control.1).map(|(id, size)| blob(id, size)),
         state: BlobId(row.get(5)?),
+        versions: row.get::<_, Option<[u8; 32]>>(6)?.map(BlobId),
     })
 }

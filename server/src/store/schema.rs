@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// The version of the tables, in SQLite's `user_version`.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 const SUMMARIES: &str = "
 CREATE TABLE summaries (
@@ -27,6 +27,9 @@ INSERT INTO summaries SELECT federation, epoch, round, summary, closed_at FROM r
 ALTER TABLE rounds DROP COLUMN summary;
 ALTER TABLE rounds DROP COLUMN closed_at;
 ";
+
+/// From version 2, whose devices all held the shared adapter itself.
+const FROM_2: &str = "ALTER TABLE rounds ADD COLUMN versions BLOB;";
 
 const TABLES: &str = "
 CREATE TABLE notes (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -73,6 +76,7 @@ CREATE TABLE rounds (
     control BLOB,
     control_size INTEGER,
     state BLOB NOT NULL,
+    versions BLOB,
     PRIMARY KEY (federation, epoch, round)
 ) STRICT, WITHOUT ROWID;
 
@@ -138,7 +142,8 @@ pub fn prepare(
             connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         match transaction.query_row("PRAGMA user_version", [], |row| row.get(0))? {
             0 => transaction.execute_batch(&[TABLES, SUMMARIES].concat())?,
-            1 => transaction.execute_batch(&[SUMMARIES, FROM_1].concat())?,
+            1 => transaction.execute_batch(&[SUMMARIES, FROM_1, FROM_2].concat())?,
+            2 => transaction.execute_batch(FROM_2)?,
             VERSION => return Ok(Ok(())),
             found => {
                 return Ok(Err(StoreError::Version {

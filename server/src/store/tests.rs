@@ -33,7 +33,7 @@ fn invite(uses_left: u32) -> Invite {
 fn beginning(store: &Store) -> RoundRow {
     let adapter = store.blobs().put(b"adapter 0").unwrap();
     let state = store.blobs().put(b"state 0").unwrap().id;
-    RoundRow { round: 0, adapter, control: None, state }
+    RoundRow { round: 0, adapter, control: None, state, versions: None }
 }
 
 fn summary(round: u32) -> SummaryRow {
@@ -191,6 +191,40 @@ fn a_state_folder_of_an_earlier_version_is_taken_up() {
     assert_eq!(store.round("a", 0, 0).unwrap().unwrap().adapter.size, 9);
     drop(store);
     Store::open(folder.path()).unwrap();
+}
+
+#[test]
+fn a_state_folder_from_before_versions_were_kept_is_taken_up() {
+    let (folder, store) = open();
+    let row = beginning(&store);
+    store.begin_federation("a", "", &row, &summary(0)).unwrap();
+    drop(store);
+    let database = Connection::open(folder.path().join(DATABASE_FILE)).unwrap();
+    let before = "ALTER TABLE rounds DROP COLUMN versions; PRAGMA user_version = 2;";
+    database.execute_batch(before).unwrap();
+    drop(database);
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.round("a", 0, 0).unwrap(), Some(row));
+}
+
+#[test]
+fn versions_of_devices_are_kept_as_long_as_their_round() {
+    let (_folder, store) = open();
+    let row = |round: u32| {
+        let versions = store.blobs().put(format!("versions {round}").as_bytes()).unwrap();
+        RoundRow { round, versions: Some(versions.id), ..beginning(&store) }
+    };
+    let rows = [0, 1, 2, 3].map(row);
+    store.begin_federation("a", "", &rows[0], &summary(0)).unwrap();
+    for (round, row) in (1..).zip(&rows[1..]) {
+        store.close_round("a", 0, row, &summary(round), round, None).unwrap();
+    }
+    store.roll_back("a", 0, 2, 5).unwrap();
+    store.sweep().unwrap();
+    let there = rows.clone().map(|row| store.blobs().read(row.versions.unwrap()).is_ok());
+    assert_eq!(there, [true, true, true, false]);
+    assert_eq!(store.round("a", 1, 2).unwrap().as_ref(), Some(&rows[2]));
+    assert_eq!(store.prune_rounds("a", 1, 2).unwrap(), [rows[1].versions.unwrap()]);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use fleetune_core::client::{
 use fleetune_core::model::{CancelToken, LoadedModel, ModelConfig};
 use fleetune_core::protocol::{BlobId, Capabilities, Conditions, DeviceId, JoinCode};
 use fleetune_core::train::StepReport;
+use fleetune_core::update::Codec;
 
 use super::server::nudged;
 
@@ -21,13 +22,18 @@ pub struct Device {
     pub number: u32,
     /// How long it trains.
     pub training: Duration,
+    /// Highest rank that it trains.
+    pub max_rank: u32,
+    /// Codecs that it knows.
+    pub codecs: Vec<u8>,
 }
 
 impl Device {
     /// The device of this number in a place's folder.
     pub fn new(place: &Path, number: u32) -> Self {
         let folder = place.join(format!("device-{number}"));
-        Self { folder, number, training: Duration::ZERO }
+        let codecs = Codec::known_ids().collect();
+        Self { folder, number, training: Duration::ZERO, max_rank: 256, codecs }
     }
 
     /// Joins, or goes on, until the federation is done, `stop` is set or `watch` breaks off, which
@@ -58,8 +64,7 @@ impl Device {
         Nudge {
             id: model.content_hash().unwrap().parse().unwrap(),
             config: model.config,
-            number: self.number,
-            training: self.training,
+            device: self.clone(),
         }
     }
 }
@@ -68,8 +73,7 @@ impl Device {
 struct Nudge {
     id: BlobId,
     config: ModelConfig,
-    number: u32,
-    training: Duration,
+    device: Device,
 }
 
 impl LocalTrainer for Nudge {
@@ -78,8 +82,8 @@ impl LocalTrainer for Nudge {
             app_version: "1.0.0".into(),
             models: vec![self.id.0],
             memory_bytes: 1 << 30,
-            max_rank: 256,
-            codecs: vec![1],
+            max_rank: self.device.max_rank,
+            codecs: self.device.codecs.clone(),
             rows_log2: 6,
             conditions: Conditions { charging: true, unmetered: true, idle: true },
         }
@@ -98,14 +102,14 @@ impl LocalTrainer for Nudge {
         work: &Work<'_>,
         _watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
     ) -> Result<RoundOutcome, TrainerError> {
-        std::thread::sleep(self.training);
+        std::thread::sleep(self.device.training);
         let plan = &work.instructions.plan;
         let global = work.adapter(&self.config)?.parameters;
-        let local = nudged(&global, self.number, plan.round);
+        let local = nudged(&global, self.device.number, plan.round);
         let upload = Upload::encode(&global, &local, None).map_err(TrainerError::round)?;
-        let rows = u64::from(self.number) + 3;
+        let rows = u64::from(self.device.number) + 3;
         let report = TrainingReport { steps: 1, rows, ..TrainingReport::default() };
-        let memory = DeviceMemory::default();
+        let memory = DeviceMemory { held: Some(global), ..DeviceMemory::default() };
         Ok(RoundOutcome { upload, adapter: local, report, memory })
     }
 
