@@ -72,9 +72,12 @@ except OSError:
     let children: usize = outcome.stdout.trim().parse().unwrap();
     // For a plain user, the limit adds to what runs elsewhere at the time, other tests included.
     assert!(children < 200, "{children} children");
-    // They were to run for ever, and do not.
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(leftovers("main.py"), 0);
+    // They were to run for ever, and do not; what other tests run at the time ends soon.
+    let patience = Instant::now() + Duration::from_secs(60);
+    while leftovers("main.py") > 0 {
+        assert!(Instant::now() < patience, "{} processes", leftovers("main.py"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]

@@ -1,6 +1,26 @@
 //! What the kernels' tests share.
 
+use candle_core::quantized::GgmlDType;
 use rand::{Rng, SeedableRng};
+
+/// Every format that a frozen weight may have.
+pub(super) const FORMATS: &[GgmlDType] = &[
+    GgmlDType::F32,
+    GgmlDType::F16,
+    GgmlDType::BF16,
+    GgmlDType::Q4_0,
+    GgmlDType::Q4_1,
+    GgmlDType::Q5_0,
+    GgmlDType::Q5_1,
+    GgmlDType::Q8_0,
+    GgmlDType::Q8_1,
+    GgmlDType::Q2K,
+    GgmlDType::Q3K,
+    GgmlDType::Q4K,
+    GgmlDType::Q5K,
+    GgmlDType::Q6K,
+    GgmlDType::Q8K,
+];
 
 /// `n` values between -1 and 1.
 pub(super) fn random(n: usize, seed: u64) -> Vec<f32> {

@@ -92,6 +92,17 @@ struct Tokens<'a> {
     before: &'a [KeysAndValues],
 }
 
+impl<'a> Tokens<'a> {
+    /// Those of a batch, with nothing before them.
+    fn of(
+        batch: &'a PackedBatch,
+        rotation: &'a Rotation,
+        selection: Option<&'a Selection>,
+    ) -> Self {
+        Self { ids: &batch.ids, rotation, segments: &batch.segments, selection, before: &[] }
+    }
+}
+
 /// What varies between passes besides the tokens.
 #[derive(Clone)]
 pub struct PassOptions<'a> {
@@ -227,13 +238,7 @@ impl Decoder {
     ) -> Result<ForwardState, EngineError> {
         let rotation = self.rotation(&batch.positions)?;
         let selection = self.selection(&batch.targets, &batch.segments, &rotation)?;
-        let tokens = Tokens {
-            ids: &batch.ids,
-            rotation: &rotation,
-            segments: &batch.segments,
-            selection: Some(&selection),
-            before: &[],
-        };
+        let tokens = Tokens::of(batch, &rotation, Some(&selection));
         let mut layers = Vec::with_capacity(self.layers.len());
         let recomputed = self.layers.len().saturating_sub(options.kept_layers);
         let last = self.run(&tokens, options, |state| {
@@ -331,13 +336,7 @@ impl Decoder {
         let ForwardState { rotation, selection, layers: mut kept, last } = state;
         let mut dx = self.head_backward(batch, &last, &selection, scores, weights)?;
         drop(last);
-        let tokens = Tokens {
-            ids: &batch.ids,
-            rotation: &rotation,
-            segments: &batch.segments,
-            selection: Some(&selection),
-            before: &[],
-        };
+        let tokens = Tokens::of(batch, &rotation, Some(&selection));
         let mut gradients: Vec<LoraLayer> = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate().rev() {
             options.cancel.check()?;
@@ -387,13 +386,7 @@ impl Decoder {
         options: &PassOptions,
     ) -> Result<Tensor, EngineError> {
         let rotation = self.rotation(&batch.positions)?;
-        let tokens = Tokens {
-            ids: &batch.ids,
-            rotation: &rotation,
-            segments: &batch.segments,
-            selection: None,
-            before: &[],
-        };
+        let tokens = Tokens::of(batch, &rotation, None);
         let last = self.run(&tokens, options, drop)?;
         self.head_logits(&last)
     }

@@ -358,31 +358,14 @@ mod tests {
 
     use super::*;
     use crate::kernels::isa::InstructionSet;
-
-    const FORMATS: [GgmlDType; 15] = [
-        GgmlDType::F32,
-        GgmlDType::F16,
-        GgmlDType::BF16,
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q8_1,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
-        GgmlDType::Q8K,
-    ];
+    use crate::kernels::testing::FORMATS;
 
     #[test]
     fn every_format_decodes_as_candle_decodes_it() {
         let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(0);
         let values: Vec<f32> = (0..3 * 512).map(|_| random.random_range(-1.0..1.0)).collect();
         let tensor = Tensor::from_vec(values, (3, 512), &Device::Cpu).unwrap();
-        for format in FORMATS {
+        for &format in FORMATS {
             let Ok(quantized) = QTensor::quantize(&tensor, format) else {
                 assert_eq!(format, GgmlDType::Q8_1, "candle quantises the other formats");
                 continue;
@@ -402,7 +385,7 @@ mod tests {
     #[test]
     fn every_path_decodes_to_the_same_bits() {
         let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-        for format in FORMATS {
+        for &format in FORMATS {
             let mut bytes = vec![0; 512 / format.block_size() * format.type_size()];
             random.fill(&mut bytes[..]);
             let weight = FrozenWeight::owned("w", (1, 512), format, bytes).unwrap();
