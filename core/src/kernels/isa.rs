@@ -168,6 +168,7 @@ impl Isa {
     }
 
     /// Whether AVX-512 F, BW, DQ and VL are there.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn has_avx512(self) -> bool {
         use InstructionSet::{Avx512, Avx512Bf16, Avx512Vnni};
         matches!(self.0, Avx512 | Avx512Bf16 | Avx512Vnni)

@@ -35,6 +35,7 @@ const SMALLEST: f32 = 1e-34;
 pub(super) enum Layout {
     F32,
     Bf16,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of it"))]
     Fixed16,
 }
 
@@ -476,29 +477,39 @@ fn encode_across_cols<const FMA: bool, const COLS: usize>(
 /// Turns `cols` rows of `words` words each into `words` rows of `cols` words.
 fn transpose(isa: Isa, rows: &[u32], words: usize, cols: usize, out: &mut [u32]) {
     assert!(rows.len() >= words * cols && out.len() >= words * cols, "room for the words");
-    let mut done = 0;
-    #[cfg(target_arch = "x86_64")]
-    if isa.has_avx512() && cols.is_multiple_of(16) {
-        done = words / 16 * 16;
-        for first in (0..done).step_by(16) {
-            for lane in (0..cols).step_by(16) {
-                // SAFETY: both 16 × 16 blocks lie inside their slices, as asserted above, and the
-                // `Isa` proves the instructions.
-                unsafe {
-                    super::x86_64::transpose_16x16(
-                        rows.as_ptr().add(lane * words + first),
-                        words,
-                        out.as_mut_ptr().add(first * cols + lane),
-                        cols,
-                    );
-                }
-            }
-        }
-    }
-    let _ = isa;
-    for word in done..words {
+    for word in transpose_blocks(isa, rows, words, cols, out)..words {
         for lane in 0..cols {
             out[word * cols + lane] = rows[lane * words + word];
         }
     }
+}
+
+/// [`transpose`] of as many words as whole blocks hold that this processor turns at once; how many.
+#[cfg(target_arch = "x86_64")]
+fn transpose_blocks(isa: Isa, rows: &[u32], words: usize, cols: usize, out: &mut [u32]) -> usize {
+    if !isa.has_avx512() || !cols.is_multiple_of(16) {
+        return 0;
+    }
+    assert!(rows.len() >= words * cols && out.len() >= words * cols, "room for the words");
+    let done = words / 16 * 16;
+    for first in (0..done).step_by(16) {
+        for lane in (0..cols).step_by(16) {
+            // SAFETY: both 16 × 16 blocks lie inside their slices, as asserted above, and the `Isa`
+            // proves the instructions.
+            unsafe {
+                super::x86_64::transpose_16x16(
+                    rows.as_ptr().add(lane * words + first),
+                    words,
+                    out.as_mut_ptr().add(first * cols + lane),
+                    cols,
+                );
+            }
+        }
+    }
+    done
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn transpose_blocks(_: Isa, _: &[u32], _: usize, _: usize, _: &mut [u32]) -> usize {
+    0
 }

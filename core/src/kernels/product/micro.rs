@@ -11,6 +11,7 @@ pub(super) struct Left {
     pub(super) words: *const u32,
     pub(super) stride: usize,
     /// The scale of run `r` of row `i` is at `i·runs + r`; unused but for [`Layout::Fixed16`].
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of it"))]
     pub(super) scales: *const f32,
 }
 
@@ -20,6 +21,7 @@ pub(super) struct Right {
     /// Word `w` of lane `j` is at `w·cols + j`.
     pub(super) words: *const u32,
     /// The scale of run `r` of lane `j` is at `r·cols + j`; unused but for [`Layout::Fixed16`].
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of it"))]
     pub(super) scales: *const f32,
 }
 
