@@ -8,7 +8,7 @@ use super::{Codec, UpdateError};
 use crate::adapter::ParameterSet;
 
 pub(super) const MAGIC: [u8; 4] = *b"FTUP";
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 /// Bytes before the checksum.
 pub(super) const HEADER_LEN: usize = 92;
 pub(super) const CHECKSUM_LEN: usize = 8;

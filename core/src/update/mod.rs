@@ -7,7 +7,8 @@
 //! `docs/formats/update.md` gives it byte by byte.
 //!
 //! The stages, each in a file: the largest values alone (`sparse`), a format for each value (`plain`,
-//! `quantize`), their order in the message (`payload`), zstd. A sender that leaves values out keeps
+//! `quantize`), their order in the message (`payload`), zstd. Values pass through them a segment at a
+//! time, in both directions: beside the values and the message nothing grows with the adapter. A sender that leaves values out keeps
 //! them and adds them to its next difference ([`encode_with_feedback`]).
 //!
 //! Bytes from the network are not trusted. Decoding needs the layout that the receiver expects and
@@ -26,9 +27,11 @@ pub use header::{BaseId, Header};
 pub use quantize::Rounding;
 pub use versions::{Versions, receive, split_messages};
 
+use std::io;
+
 use sha2::{Digest, Sha256};
 
-use crate::adapter::{LayoutMismatch, ParameterSet};
+use crate::adapter::{LayoutMismatch, Parameter, ParameterSet};
 use header::{CHECKSUM_LEN, HEADER_LEN};
 
 /// Why a set cannot be sent or a message not be read.
@@ -107,8 +110,10 @@ pub enum UpdateError {
     Compress(std::io::Error),
 }
 
-/// How hard zstd tries: beyond this level it is slower without being smaller on float planes.
-const COMPRESSION_LEVEL: i32 = 3;
+/// How hard zstd tries: higher levels are slower, and find nothing more in what is nearly random.
+const COMPRESSION_LEVEL: i32 = 1;
+/// log2 of the bytes that zstd looks back, and that a reader keeps for it, whatever a message asks.
+const WINDOW_LOG: u32 = 19;
 
 /// A message with the values of `set`, tied to no base: a whole adapter, or a difference whose base
 /// both sides know. Values are rounded to the nearest that the codec has.
@@ -129,7 +134,7 @@ pub fn encode_for_base(
     codec: Codec,
     rounding: Rounding,
 ) -> Result<Vec<u8>, UpdateError> {
-    Ok(pack(difference, base, codec, rounding)?.0)
+    encode_keeping(difference, base, codec, rounding, None)
 }
 
 /// As [`encode_for_base`], rounding to the nearest, with error feedback (Stich et al. 2018): what
@@ -146,32 +151,31 @@ pub fn encode_with_feedback(
 ) -> Result<Vec<u8>, UpdateError> {
     let mut owed = difference.clone();
     owed.add(residual)?;
-    let (message, raw) = pack(&owed, base, codec, Rounding::Nearest)?;
-    let mut sent = difference.zeros_like();
-    payload::unpack(codec.id(), &raw, &mut sent)?;
-    *residual = owed.difference(&sent)?;
+    let mut left_out = owed.clone();
+    let message = encode_keeping(&owed, base, codec, Rounding::Nearest, Some(&mut left_out))?;
+    *residual = left_out;
     Ok(message)
 }
 
-/// The message and its payload before compression.
-fn pack(
+/// A message; what its reader gets is taken off `left_out`.
+fn encode_keeping(
     difference: &ParameterSet,
     base: BaseId,
     codec: Codec,
     rounding: Rounding,
-) -> Result<(Vec<u8>, Vec<u8>), UpdateError> {
-    let not_finite = |values: &[f32]| values.iter().any(|v| !v.is_finite());
-    if let Some(entry) = difference.iter().find(|entry| not_finite(&entry.values)) {
+    left_out: Option<&mut ParameterSet>,
+) -> Result<Vec<u8>, UpdateError> {
+    let finite = |entry: &&Parameter| plain::all_finite(&entry.values);
+    if let Some(entry) = difference.iter().find(|entry| !finite(entry)) {
         return Err(UpdateError::NotFinite { name: entry.name.clone() });
     }
-    let raw = payload::pack(codec, difference, rounding);
-    let payload = zstd::bulk::compress(&raw, COMPRESSION_LEVEL).map_err(UpdateError::Compress)?;
+    let payload = compress(difference, codec, rounding, left_out).map_err(UpdateError::Compress)?;
     let header = Header::new(difference, base, codec.id(), payload.len());
     let mut message = Vec::with_capacity(HEADER_LEN + CHECKSUM_LEN + payload.len());
     message.extend(header.to_bytes());
     message.extend(checksum(&message, &payload));
     message.extend(payload);
-    Ok((message, raw))
+    Ok(message)
 }
 
 /// Reads a message whose values have the layout of `layout` (its values do not matter).
@@ -220,13 +224,32 @@ fn decode_checked(
     if !accepts(header.base) {
         return Err(UpdateError::OtherBase);
     }
-    // The receiver's own layout bounds the memory: zstd stops where more would come out.
-    let max_len = payload::max_len(header.codec_id, layout);
-    let raw = zstd::bulk::decompress(payload, max_len)
-        .map_err(|_| UpdateError::Payload("they do not decompress to the size of the adapter"))?;
     let mut set = layout.zeros_like();
-    payload::unpack(header.codec_id, &raw, &mut set)?;
+    decompress(header.codec_id, payload, &mut set)?;
     Ok(set)
+}
+
+/// The payload of a message: values become bytes, and bytes are compressed, a segment at a time.
+fn compress(
+    set: &ParameterSet,
+    codec: Codec,
+    rounding: Rounding,
+    left_out: Option<&mut ParameterSet>,
+) -> io::Result<Vec<u8>> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), COMPRESSION_LEVEL)?;
+    encoder.window_log(WINDOW_LOG)?;
+    payload::pack(codec, set, rounding, left_out, &mut encoder)?;
+    encoder.finish()
+}
+
+/// Fills `set`, which is zero, from a payload. What it decompresses to is read up to the length that
+/// the receiver's own layout gives, a segment at a time.
+fn decompress(codec_id: u8, payload: &[u8], set: &mut ParameterSet) -> Result<(), UpdateError> {
+    let damaged = |_| UpdateError::Payload("they are not compressed as they should be");
+    let mut decoder = zstd::Decoder::with_buffer(payload).map_err(damaged)?.single_frame();
+    decoder.window_log_max(WINDOW_LOG).map_err(damaged)?;
+    payload::unpack(codec_id, &mut decoder, set)?;
+    if decoder.finish().is_empty() { Ok(()) } else { Err(UpdateError::Payload("bytes follow it")) }
 }
 
 /// The first bytes of the SHA-256 of header and payload.

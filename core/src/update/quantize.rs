@@ -10,7 +10,7 @@ use super::plain::{extend_planes, planes};
 use super::{UpdateError, ValueFormat};
 
 /// Values that share a scale. A block never reaches over the end of a tensor.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 /// Blocks without a larger magnitude are sent as zeros: steps would lie among subnormal numbers.
 const TINY: f32 = 1e-30;
 
@@ -26,6 +26,19 @@ pub enum Rounding {
         /// Seed of the chance.
         seed: u64,
     },
+}
+
+impl Rounding {
+    /// The rounding of a segment: each draws numbers of its own.
+    pub(super) fn of_segment(self, index: usize) -> Self {
+        match self {
+            Rounding::Nearest => Rounding::Nearest,
+            // A segment draws far fewer than 2^32 numbers.
+            Rounding::Stochastic { seed } => Rounding::Stochastic {
+                seed: seed.wrapping_add(((index as u64) << 32).wrapping_mul(Chance::STEP)),
+            },
+        }
+    }
 }
 
 /// Levels of a format.
@@ -158,11 +171,13 @@ fn scale_of(block: &[f32]) -> f32 {
 struct Chance(u64);
 
 impl Chance {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
     /// Numbers of [0, 1), two of 24 bits from each draw.
     fn fill(&mut self, slots: &mut [f32; BLOCK]) {
         const UNIT: f32 = 1.0 / (1 << 24) as f32;
         for pair in slots.as_chunks_mut::<2>().0 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            self.0 = self.0.wrapping_add(Self::STEP);
             let mut z = self.0;
             z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -5,30 +5,73 @@
 //! claim.
 
 use super::UpdateError;
+use super::payload::SEGMENT;
 
-/// The places of the `count` values of largest magnitude, ascending, counted over all tensors end
-/// to end. Of equal magnitudes the first are taken; zeros never are.
-pub(super) fn largest(tensors: &[&[f32]], count: usize) -> Vec<usize> {
-    let (threshold, mut equal) = threshold(tensors, count);
-    let mut places = Vec::with_capacity(count);
-    let mut start = 0;
-    for values in tensors {
-        for (i, &value) in values.iter().enumerate() {
-            let key = key(value);
-            if key < threshold {
+/// Which values are the largest of a set, found once for all of its segments.
+pub(super) struct Largest {
+    /// Values of a greater key are sent.
+    threshold: u32,
+    /// How many of those with just this key still are.
+    equal: usize,
+}
+
+impl Largest {
+    /// The `count` values of largest magnitude. Of equal magnitudes the first are taken; zeros never
+    /// are.
+    pub(super) fn of(tensors: &[&[f32]], count: usize) -> Self {
+        /// Low bits that do not count for the histogram; what is left are exponent and three bits
+        /// more.
+        const SHIFT: u32 = 20;
+        if count == 0 {
+            return Self { threshold: u32::MAX, equal: 0 };
+        }
+        let mut histogram = [0usize; 1 << (31 - SHIFT)];
+        for values in tensors {
+            values.iter().for_each(|&value| histogram[(key(value) >> SHIFT) as usize] += 1);
+        }
+        let mut above = 0;
+        for (bucket, &size) in histogram.iter().enumerate().rev() {
+            if above + size < count {
+                above += size;
                 continue;
             }
-            if key == threshold {
-                if key == 0 || equal == 0 {
-                    continue;
-                }
-                equal -= 1;
+            let mut inside = Vec::with_capacity(size);
+            for values in tensors {
+                let keys = values.iter().map(|&value| key(value));
+                inside.extend(keys.filter(|key| (key >> SHIFT) as usize == bucket));
             }
-            places.push(start + i);
+            let rank = count - above - 1;
+            let (larger, &mut threshold, _) = inside.select_nth_unstable_by(rank, |a, b| b.cmp(a));
+            let ties = larger.iter().filter(|&&key| key == threshold).count();
+            return Self { threshold, equal: if threshold == 0 { 0 } else { ties + 1 } };
         }
-        start += values.len();
+        // Fewer values than asked for: all of them.
+        Self { threshold: 0, equal: 0 }
     }
-    places
+
+    /// The places of those among the values of the next segment, ascending, counted over its parts
+    /// end to end.
+    pub(super) fn places(&mut self, parts: &[&[f32]]) -> Vec<usize> {
+        let (mut places, mut sent, mut place) = (Vec::new(), 0, 0);
+        for part in parts {
+            // A place is written whether its value is sent or not, and the next one over it if not:
+            // which are sent is close to random, and a branch would often be predicted wrong.
+            places.resize(sent + part.len(), 0);
+            for &value in *part {
+                let key = key(value);
+                places[sent] = place;
+                if key == self.threshold {
+                    sent += usize::from(self.equal > 0);
+                    self.equal = self.equal.saturating_sub(1);
+                } else {
+                    sent += usize::from(key > self.threshold);
+                }
+                place += 1;
+            }
+        }
+        places.truncate(sent);
+        places
+    }
 }
 
 /// A number that is ordered as the magnitude is: an f32's bits without its sign.
@@ -36,43 +79,12 @@ fn key(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 
-/// The key of the value with rank `count` from above, and how many of that key are among them.
-fn threshold(tensors: &[&[f32]], count: usize) -> (u32, usize) {
-    /// Low bits that do not count for the histogram; what is left are exponent and three bits more.
-    const SHIFT: u32 = 20;
-    if count == 0 {
-        return (u32::MAX, 0);
-    }
-    let mut histogram = [0usize; 1 << (31 - SHIFT)];
-    for values in tensors {
-        values.iter().for_each(|&value| histogram[(key(value) >> SHIFT) as usize] += 1);
-    }
-    let mut above = 0;
-    for (bucket, &size) in histogram.iter().enumerate().rev() {
-        if above + size < count {
-            above += size;
-            continue;
-        }
-        let mut inside = Vec::with_capacity(size);
-        for values in tensors {
-            let keys = values.iter().map(|&value| key(value));
-            inside.extend(keys.filter(|key| (key >> SHIFT) as usize == bucket));
-        }
-        let rank = count - above - 1;
-        let (larger, &mut threshold, _) = inside.select_nth_unstable_by(rank, |a, b| b.cmp(a));
-        let ties = larger.iter().filter(|&&key| key == threshold).count();
-        return (threshold, ties + 1);
-    }
-    // Fewer values than asked for: all of them.
-    (0, 0)
-}
-
 /// How places are written; the number in a message.
 const BITMAP: u8 = 0;
 /// Rice codes whose remainders have `coding - RICE` bits.
 const RICE: u8 = 1;
-/// The most bits of a remainder: places fit in 2^48 with ease.
-const MAX_RICE_BITS: u8 = 40;
+/// The most bits of a remainder: as many as the places of a segment have.
+const MAX_RICE_BITS: u8 = SEGMENT.ilog2() as u8;
 
 /// Bytes of the places of `values` values at most.
 pub(super) fn max_len(values: usize) -> usize {
@@ -86,11 +98,15 @@ pub(super) fn pack_places(places: &[usize], values: usize) -> (u8, Vec<u8>) {
         before.zip(places).map(|(before, &place)| before.map_or(place, |before| place - before - 1))
     };
     let mean_gap = values / places.len().max(1);
-    let guess = mean_gap.checked_ilog2().unwrap_or(0) as u8;
-    let cost = |bits: u8| gaps().map(|gap| (gap >> bits) + 1 + usize::from(bits)).sum::<usize>();
-    let candidates = guess.saturating_sub(2)..=guess.min(MAX_RICE_BITS);
-    let best = candidates.map(|bits| (cost(bits), bits)).min();
-    match best {
+    let guess = (mean_gap.checked_ilog2().unwrap_or(0) as u8).min(MAX_RICE_BITS);
+    let candidates: [u8; 3] = [guess.saturating_sub(2), guess.saturating_sub(1), guess];
+    let mut quotients = [0; 3];
+    for gap in gaps() {
+        quotients.iter_mut().zip(candidates).for_each(|(sum, bits)| *sum += gap >> bits);
+    }
+    let cost = |(quotients, bits)| quotients + places.len() * (1 + usize::from(bits));
+    let costs = quotients.into_iter().zip(candidates).map(|pair| (cost(pair), pair.1));
+    match costs.min() {
         Some((cost, bits)) if cost.div_ceil(8) < max_len(values) => {
             let mut writer = BitWriter::default();
             gaps().for_each(|gap| writer.rice(gap, bits));
@@ -161,14 +177,14 @@ struct BitWriter {
 }
 
 impl BitWriter {
-    /// At most 32 bits.
+    /// A value of `bits` bits, at most 63.
     fn push(&mut self, value: u64, bits: u32) {
         self.pending |= value << self.len;
         self.len += bits;
-        while self.len >= 8 {
-            self.bytes.push(self.pending as u8);
-            self.pending >>= 8;
-            self.len -= 8;
+        if self.len >= u64::BITS {
+            self.bytes.extend(self.pending.to_le_bytes());
+            self.len -= u64::BITS;
+            self.pending = value >> (bits - self.len);
         }
     }
 
@@ -179,16 +195,14 @@ impl BitWriter {
             self.push(u64::from(u32::MAX), 32);
             quotient -= 32;
         }
-        self.push((1 << quotient) - 1, quotient as u32 + 1);
-        let (low, high) = (value as u64 & ((1 << bits) - 1), u32::from(bits));
-        self.push(low & 0xffff, high.min(16));
-        self.push(low >> 16, high.saturating_sub(16));
+        let remainder = value as u64 & ((1 << bits) - 1);
+        let unary = (1 << quotient) - 1;
+        self.push(unary | remainder << (quotient + 1), quotient as u32 + 1 + u32::from(bits));
     }
 
     fn finish(mut self) -> Vec<u8> {
-        if self.len > 0 {
-            self.bytes.push(self.pending as u8);
-        }
+        let bytes = self.len.div_ceil(8) as usize;
+        self.bytes.extend(&self.pending.to_le_bytes()[..bytes]);
         self.bytes
     }
 }
@@ -261,7 +275,11 @@ mod tests {
         ) {
             let count = (share * values.len() as f64).ceil() as usize;
             let (left, right) = values.split_at(values.len() / 3);
-            let found = largest(&[left, right], count);
+            let mut largest = Largest::of(&[left, right], count);
+            // In one segment, and in two.
+            let mut found = largest.places(&[left]);
+            found.extend(largest.places(&[right]).into_iter().map(|place| place + left.len()));
+            prop_assert_eq!(&found, &Largest::of(&[left, right], count).places(&[left, right]));
             let mut sorted: Vec<usize> = (0..values.len()).filter(|&i| values[i] != 0.0).collect();
             sorted.sort_by(|&a, &b| values[b].abs().total_cmp(&values[a].abs()));
             sorted.truncate(count);
