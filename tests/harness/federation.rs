@@ -47,9 +47,11 @@ impl StandIn {
             longest: 2 * config.seq_len,
             batch: 2 * config.seq_len * config.batch_size,
             target_share: 1.0,
+            clients: 1,
             threads: 1,
         };
-        plan(&workload, None).unwrap()
+        // Runs that decide by themselves try clients in one pass, too.
+        MemoryPlan { clients: 2, ..plan(&workload, None).unwrap() }
     }
 
     /// Runs `config` on the demo set in `out`, or continues a run there.

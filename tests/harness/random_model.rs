@@ -1,5 +1,6 @@
 //! Decoders of any small shape with random weights.
 
+use fleetune_core::adapter::ParameterSet;
 use fleetune_core::model::{DecoderWeights, Family, LayerWeights, ModelConfig, RopeScaling};
 use fleetune_core::weight::FrozenWeight;
 use rand::{Rng, SeedableRng};
@@ -101,4 +102,12 @@ pub fn weights(config: &ModelConfig, shape: SmallShape, seed: u64) -> DecoderWei
     });
     let layers = layers.collect();
     DecoderWeights { embedding, layers, final_norm: values(hidden, 0.3, 1.0), head }
+}
+
+/// Values between −½ and ½ that look random.
+pub fn scatter(set: &mut ParameterSet, mut state: f32) {
+    for value in set.values_mut().flatten() {
+        state = (state * 91.7).fract();
+        *value = state - 0.5;
+    }
 }

@@ -44,6 +44,7 @@ impl Client {
             longest: 64,
             batch: 256,
             target_share: 1.0,
+            clients: 1,
             threads: 1,
         };
         let memory = plan_memory(&workload, None).unwrap();

@@ -7,8 +7,8 @@ use fleetune_core::data::{TokenizedExample, TokenizedPair};
 use fleetune_core::kernels::Precision;
 use fleetune_core::model::{Cache, CancelToken, Decoder, LoadedModel, PackedBatch, PassOptions};
 use fleetune_core::train::{
-    AdamWOptions, LocalObjective, PairLogProbs, PassLimits, PreferenceLoss, TrainOptions, Trainer,
-    evaluate, evaluate_pairs, update_control_variate,
+    AdamWOptions, Lesson, LocalObjective, PairLogProbs, PassLimits, PreferenceLoss, TrainOptions,
+    Trainer, evaluate, evaluate_pairs, update_control_variate,
 };
 use fleetune_tests::golden::{
     LabelledPair, LabelledText, assert_close, assert_near, batches, fixture, json, parameters,
@@ -222,8 +222,8 @@ fn preference_training_equals_that_of_trl() {
             }
         }
         let sigmoid = PreferenceLoss::Sigmoid;
-        let report =
-            trainer.step_preferences(pairs, &reference, sigmoid, 0.1, LEARNING_RATE).unwrap();
+        let lesson = Lesson::preferences(pairs, reference.clone(), sigmoid, 0.1).unwrap();
+        let report = trainer.learn(lesson, LEARNING_RATE).unwrap();
         let tolerance = if step == 0 { 1e-5 } else { 1e-4 };
         assert_near("loss", report.loss, expected["loss"].as_f64().unwrap(), tolerance);
         let accuracy = report.preference.unwrap().reward_accuracy;

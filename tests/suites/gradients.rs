@@ -7,16 +7,8 @@ use fleetune_core::data::{TokenizedExample, TokenizedPair};
 use fleetune_core::kernels::Precision;
 use fleetune_core::model::{Decoder, PackedBatch, PassOptions};
 use fleetune_core::train::{TrainOptions, Trainer};
-use fleetune_tests::random_model::{self, SmallShape, VOCABULARY};
+use fleetune_tests::random_model::{self, SmallShape, VOCABULARY, scatter};
 use proptest::prelude::*;
-
-/// Values between −½ and ½ that look random.
-fn scatter(set: &mut ParameterSet, mut state: f32) {
-    for value in set.values_mut().flatten() {
-        state = (state * 91.7).fract();
-        *value = state - 0.5;
-    }
-}
 
 /// A decoder in f64 of candle's own operations, one on the kernels, and an adapter with B not zero.
 fn small_model(shape: SmallShape, targets: &[Target], seed: u64) -> (Decoder, Decoder, Adapter) {
@@ -41,7 +33,8 @@ fn loss_and_gradient(
     let state = decoder.forward(batch, &options).unwrap();
     let scores = decoder.score(&state, &batch.targets, true, &options).unwrap();
     let loss = scores.log_probs.iter().zip(weights).map(|(log_prob, w)| log_prob * w).sum();
-    (loss, decoder.backward(batch, state, scores, weights, &options).unwrap())
+    let mut gradients = decoder.backward(batch, state, scores, weights, &options).unwrap();
+    (loss, gradients.remove(0))
 }
 
 /// Weights of a batch's targets that differ and have both signs.

@@ -28,13 +28,16 @@ fn history(run: &Path) -> History {
     read(&run.join("metrics.jsonl")).unwrap().into_iter().collect()
 }
 
-/// The metrics without what differs from run to run: times.
+/// The metrics without what differs from run to run: times, and who shared a pass.
 fn timeless(run: &Path) -> Vec<Record> {
     let mut records = read(&run.join("metrics.jsonl")).unwrap();
     for record in &mut records {
         match record {
             Record::Client(client) => client.seconds = 0.0,
-            Record::Round(round) => (round.seconds, round.elapsed_seconds) = (0.0, 0.0),
+            Record::Round(round) => {
+                (round.seconds, round.elapsed_seconds) = (0.0, 0.0);
+                round.clients_per_pass = 0;
+            }
             Record::Evaluation(evaluation) => evaluation.seconds = 0.0,
             Record::Suite(suite) => {
                 (suite.result.seconds, suite.result.rows_per_second) = (0.0, 0.0);
@@ -117,6 +120,39 @@ fn clients_that_train_at_once_end_with_the_same_bits() {
     // Three at a time leave one over, which trains alone.
     assert_eq!(run("three", 3), one_by_one);
     assert_eq!(run("measured", 0), one_by_one);
+}
+
+#[test]
+fn clients_that_share_passes_end_with_the_same_bits() {
+    let model = StandIn::load();
+    let folder = tempfile::tempdir().unwrap();
+    let shape = RunConfig { clients: 7, sample: 5, rounds: 2, ..small_config() };
+    let scaffold = RunConfig { algorithm: Algorithm::Scaffold, ..shape.clone() };
+    let dropout = RunConfig { lora_dropout: 0.2, max_grad_norm: 0.1, ..shape.clone() };
+    // Neighbours of one rank share; who has none trains alone.
+    let ranks = ["2:0.6", "4:0.4"].map(|class| class.parse().unwrap()).to_vec();
+    let ranks = RunConfig { combine: Combine::Product, lora_rank: 4, ranks, ..shape.clone() };
+    let prox = RunConfig { algorithm: Algorithm::FedProx, ..shape };
+    for (name, config) in
+        [("scaffold", scaffold), ("dropout", dropout), ("ranks", ranks), ("prox", prox)]
+    {
+        let run = |clients_per_pass, clients_at_once| {
+            let out = folder.path().join(format!("{name}-{clients_per_pass}-{clients_at_once}"));
+            let config = RunConfig { clients_per_pass, clients_at_once, ..config.clone() };
+            model.simulate(&config, &out, &mut watch()).unwrap();
+            let history = history(&out);
+            let shared = history.rounds.iter().map(|round| round.clients_per_pass).max();
+            (shared.unwrap(), computed_files(&out), timeless(&out))
+        };
+        let (shared, files, records) = run(1, 1);
+        assert_eq!(shared, 1);
+        for (per_pass, at_once, expected) in [(3, 1, 2..4), (2, 2, 2..3), (0, 0, 1..6)] {
+            let (shared, same_files, same_records) = run(per_pass, at_once);
+            assert!(expected.contains(&shared), "{name}: {shared} shared a pass");
+            assert_eq!(same_files, files, "{name}, {per_pass} a pass");
+            assert_eq!(same_records, records, "{name}, {per_pass} a pass");
+        }
+    }
 }
 
 #[test]

@@ -197,6 +197,7 @@ impl EngineTrainer {
             longest: lengths.longest,
             batch: lengths.mean.saturating_mul(batch_size),
             target_share: lengths.target_share,
+            clients: 1,
             threads: rayon::current_num_threads(),
         };
         plan(&workload, self.settings.memory_budget).map_err(TrainerError::round)

@@ -31,7 +31,8 @@ pub use link::{Link, LinkError, NetworkWatch};
 pub use messages::{Download, MessageError, Upload};
 pub use participant::{Observer, Participant, ParticipantError, Progress};
 pub use round::{
-    ClientError, RoundOutcome, RoundPlan, Task, TrainingDevice, TrainingReport, train_round,
+    ClientError, RoundOutcome, RoundPart, RoundPlan, Task, TrainingDevice, TrainingReport,
+    train_round, train_rounds,
 };
 pub use tls::TlsError;
 pub use trainer::{LocalTrainer, TrainerError, Work};

@@ -13,8 +13,8 @@ use super::{Output, Precision};
 use crate::weight::FrozenWeight;
 
 /// For so few rows of activations, as when generating, encoding the weight for a micro-kernel costs
-/// more than multiplying by it.
-const FEW: usize = 4;
+/// more than multiplying by it ([`frozen_matmul_few`]).
+pub const FEW: usize = 4;
 
 /// Values of a weight that one task decodes.
 const TASK: usize = 1 << 15;
@@ -63,15 +63,7 @@ pub fn frozen_matmul_all(
 ) {
     let isa = Isa::active();
     let k = projections.first().map_or(0, |p| p.weight.cols());
-    for Projection { weight, rows, y, .. } in projections.iter() {
-        assert_eq!(x.len(), m * weight.cols(), "input of {}", weight.name());
-        assert!(rows.end <= weight.rows(), "{rows:?} of {} of {}", weight.rows(), weight.name());
-        assert_eq!(y.len(), m * rows.len(), "output of {}", weight.name());
-    }
-    if m <= FEW {
-        projections.iter_mut().for_each(|projection| multiply_few(isa, x, m, projection));
-        return;
-    }
+    check(x, m, projections);
     let parts: Vec<_> = projections
         .iter_mut()
         .map(|Projection { weight, rows, y, output }| Part {
@@ -82,6 +74,25 @@ pub fn frozen_matmul_all(
         })
         .collect();
     product(isa, View::new(x, m, k), &parts, 1.0, precision);
+}
+
+/// [`frozen_matmul_all`] for at most [`FEW`] rows, summed in another order: a row's results differ in
+/// their last bits from those it has among more rows, which training must not see.
+///
+/// # Panics
+/// As [`frozen_matmul`].
+pub fn frozen_matmul_few(x: &[f32], m: usize, projections: &mut [Projection]) {
+    check(x, m, projections);
+    let isa = Isa::active();
+    projections.iter_mut().for_each(|projection| multiply_few(isa, x, m, projection));
+}
+
+fn check(x: &[f32], m: usize, projections: &[Projection]) {
+    for Projection { weight, rows, y, .. } in projections {
+        assert_eq!(x.len(), m * weight.cols(), "input of {}", weight.name());
+        assert!(rows.end <= weight.rows(), "{rows:?} of {} of {}", weight.rows(), weight.name());
+        assert_eq!(y.len(), m * rows.len(), "output of {}", weight.name());
+    }
 }
 
 /// `dX = dY·W` with the rows `rows` of the weight: `dy` is `[m, rows.len()]`, `dx` is
@@ -154,7 +165,12 @@ mod tests {
             let x = random(m * k, 2);
             let mut y = random(m * rows.len(), 3);
             let before = y.clone();
+            let mut few = before.clone();
             frozen_matmul(&x, m, &w, rows.clone(), &mut y, Output::Accumulate, Precision::F32);
+            let output = Output::Accumulate;
+            let projection = Projection { weight: &w, rows: rows.clone(), y: &mut few, output };
+            frozen_matmul_few(&x, m, &mut [projection]);
+            assert!(few.iter().zip(&y).all(|(few, y)| (few - y).abs() < 1e-4));
             for i in 0..m {
                 for j in 0..rows.len() {
                     let sum: f32 = (0..k).map(|l| x[i * k + l] * dense[j * k + l]).sum();

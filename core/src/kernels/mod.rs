@@ -2,7 +2,8 @@
 //!
 //! Every function here computes the same numbers whatever the number of threads: work is split over
 //! outputs only, and each output is summed in an order that depends on shapes alone. Parallel parts
-//! run on the rayon pool the caller is in; [`Threads`] makes one of a chosen size.
+//! run on the rayon pool the caller is in; [`Threads`] makes one of a chosen size. What a row of
+//! activations becomes does not depend on the rows beside it, but for [`frozen_matmul_few`].
 //!
 //! Shapes are given by the caller and checked: a slice of another length than its shape asks for is
 //! a bug of the caller and panics before any value is written.
@@ -28,7 +29,9 @@ pub use attention::{AttentionShape, HEADS_PER_THREAD, Segment, attention, attent
 pub use cross_entropy::{SoftmaxRow, linear_cross_entropy};
 pub use dense::matmul;
 pub use dequantize::{dequantize_row, dequantize_rows};
-pub use frozen::{Projection, frozen_matmul, frozen_matmul_all, frozen_matmul_transposed};
+pub use frozen::{
+    FEW, Projection, frozen_matmul, frozen_matmul_all, frozen_matmul_few, frozen_matmul_transposed,
+};
 pub use isa::{InstructionSet, InstructionSetError};
 pub use measure::{KernelSpeeds, ProductShape, ProductSpeed, SMOLLM2_135M, measure};
 pub use norm::{rms_norm, rms_norm_backward};

@@ -18,6 +18,8 @@ const WIDE_HOLES: usize = 3;
 const LOGITS: u64 = 64 << 20;
 /// Rows of logits that are worth decoding the head for, at least.
 const SMALLEST_CHUNK: usize = 16;
+/// What of a client's time must be left for one more client in a pass to be worth its memory.
+const WORTH_SHARING: f64 = 0.98;
 /// How many tokens' products take as long as decoding every weight once.
 const DECODE_TOKENS: f64 = 48.0;
 /// Buffers `[longest, head_dim]` of each head whose attention gradients are computed.
@@ -45,6 +47,8 @@ pub struct Workload<'a> {
     pub batch: usize,
     /// The largest share of a pass's rows that predict a target; 1 where nothing is known.
     pub target_share: f64,
+    /// Clients whose batches these are: each has an adapter.
+    pub clients: usize,
     /// Threads that compute.
     pub threads: usize,
 }
@@ -52,8 +56,12 @@ pub struct Workload<'a> {
 /// How training is laid out in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Tokens computed in one pass.
+    /// Tokens of one client computed in one pass.
     pub max_pass_tokens: usize,
+    /// Tokens of several clients computed in one pass; those of one where each has its own.
+    pub shared_pass_tokens: usize,
+    /// Clients that share passes at most.
+    pub clients: usize,
     /// Layers that keep their activations, counted from the last.
     pub kept_layers: usize,
     /// Rows of logits that exist at once.
@@ -84,17 +92,55 @@ pub struct BudgetTooSmall {
 /// When even the smallest layout exceeds the budget.
 pub fn plan(workload: &Workload, budget: Option<u64>) -> Result<MemoryPlan, BudgetTooSmall> {
     let smallest = layout(workload, workload.longest, 0, SMALLEST_CHUNK);
-    let budget = match budget {
-        Some(budget) if budget < smallest.peak_bytes => {
-            return Err(BudgetTooSmall { budget, smallest: smallest.peak_bytes });
+    if let Some(budget) = budget.filter(|&budget| budget < smallest.peak_bytes) {
+        return Err(BudgetTooSmall { budget, smallest: smallest.peak_bytes });
+    }
+    Ok(fastest(workload, smallest, budget_or_default(workload, &smallest, budget)))
+}
+
+/// The layout for clients that share passes, up to `most` of them, each of which is cut into passes as
+/// `alone` says. `workload` is that of one client; its batch may be what is expected rather than the
+/// most there can be. As many clients share a pass as make it faster within `budget`, or within what
+/// [`plan`] takes by itself; one where sharing is not worth it.
+pub fn plan_shared(
+    workload: &Workload,
+    alone: &MemoryPlan,
+    most: usize,
+    budget: Option<u64>,
+) -> MemoryPlan {
+    let budget = budget_or_default(workload, alone, budget);
+    let mut best = (cost(workload, alone), *alone);
+    let next = |&clients: &usize| Some(clients + clients.div_ceil(4)).filter(|&next| next <= most);
+    let counts = std::iter::successors(Some(2), next).chain([most]);
+    for clients in counts.filter(|clients| (2..=most).contains(clients)) {
+        let batch = workload.batch.saturating_mul(clients);
+        let all = Workload { batch, clients, ..*workload };
+        let smallest = layout(&all, alone.max_pass_tokens, 0, SMALLEST_CHUNK);
+        if smallest.peak_bytes > budget {
+            break;
         }
-        Some(budget) => budget,
-        None => (workload.model_bytes + (512 << 20)).max(smallest.peak_bytes),
-    };
+        let shared = fastest(&all, smallest, budget);
+        let each = cost(&all, &shared) / clients as f64;
+        if each < best.0 * WORTH_SHARING {
+            let max_pass_tokens = alone.max_pass_tokens;
+            best = (each, MemoryPlan { max_pass_tokens, ..shared });
+        }
+    }
+    best.1
+}
+
+fn budget_or_default(workload: &Workload, smallest: &MemoryPlan, budget: Option<u64>) -> u64 {
+    budget.unwrap_or((workload.model_bytes + (512 << 20)).max(smallest.peak_bytes))
+}
+
+/// The fastest layout within `budget`, of passes that are no smaller than those of `smallest`, which
+/// is within it.
+fn fastest(workload: &Workload, smallest: MemoryPlan, budget: u64) -> MemoryPlan {
     let most_rows = (LOGITS / (F32 * workload.model.vocab_size.max(1) as u64)) as usize;
     let most_rows = most_rows.clamp(SMALLEST_CHUNK, 1024);
     let mut best = (cost(workload, &smallest), smallest);
-    for tokens in pass_sizes(workload) {
+    let sizes = pass_sizes(workload).filter(|&tokens| tokens >= smallest.max_pass_tokens);
+    for tokens in sizes.chain([smallest.max_pass_tokens]) {
         for rows in [SMALLEST_CHUNK, most_rows.div_ceil(4).max(SMALLEST_CHUNK), most_rows] {
             let Some(kept) = most_kept(workload, tokens, rows, budget) else { continue };
             let layout = layout(workload, tokens, kept, rows);
@@ -104,7 +150,7 @@ pub fn plan(workload: &Workload, budget: Option<u64>) -> Result<MemoryPlan, Budg
             }
         }
     }
-    Ok(best.1)
+    best.1
 }
 
 /// Sizes from one sequence to the whole batch, about a quarter apart.
@@ -131,7 +177,7 @@ fn most_kept(workload: &Workload, tokens: usize, rows: usize, budget: u64) -> Op
 fn cost(workload: &Workload, plan: &MemoryPlan) -> f64 {
     let layers = workload.model.num_layers.max(1) as f64;
     let sweeps = 3.0 - plan.kept_layers as f64 / layers;
-    let passes = workload.batch.div_ceil(plan.max_pass_tokens.max(1)) as f64;
+    let passes = workload.batch.div_ceil(plan.shared_pass_tokens.max(1)) as f64;
     let head = workload.model.vocab_size as f64 * workload.model.hidden_size as f64;
     let head_share = head / (weights_per_layer(workload.model) as f64 * layers);
     let chunks = workload.batch as f64 / plan.score_rows as f64;
@@ -185,11 +231,18 @@ fn layout(workload: &Workload, tokens: usize, kept: usize, score_rows: usize) ->
 
     // Parameters, their copy for the pass, two moments, and gradients as tensors and summed.
     let adapter = workload.lora.num_values(model) as u64 * F32;
-    let adapters = adapter * (6 + workload.extra_adapters);
+    let adapters = adapter * (6 + workload.extra_adapters) * workload.clients.max(1) as u64;
 
     // The kernels' panels are counted with the program; the embedding rows with the inputs.
     let peak_bytes = PROGRAM + workload.model_bytes + adapters + pass;
-    MemoryPlan { max_pass_tokens: tokens, kept_layers: kept, score_rows, peak_bytes }
+    MemoryPlan {
+        max_pass_tokens: tokens,
+        shared_pass_tokens: tokens,
+        clients: workload.clients.max(1),
+        kept_layers: kept,
+        score_rows,
+        peak_bytes,
+    }
 }
 
 #[cfg(test)]
@@ -229,6 +282,7 @@ mod tests {
             longest: 512,
             batch: 4000,
             target_share: 1.0,
+            clients: 1,
             threads: 2,
         })
     }
@@ -267,6 +321,25 @@ mod tests {
             }
             // Sequences of any length fill a pass to the last token.
             assert_eq!(fullest(workload, 700), 700);
+        });
+    }
+
+    #[test]
+    fn clients_with_small_batches_share_a_pass_and_those_with_large_ones_do_not() {
+        with_workload(|workload| {
+            let sharing = |batch: usize, most, mib: u64| {
+                let alone = plan(workload, Some(mib << 20)).unwrap();
+                let client = Workload { batch, ..*workload };
+                let shared = plan_shared(&client, &alone, most, Some(mib << 20));
+                assert!(shared.peak_bytes <= mib << 20, "{shared:?}");
+                assert_eq!(shared.max_pass_tokens, alone.max_pass_tokens);
+                assert!(shared.shared_pass_tokens >= alone.max_pass_tokens);
+                shared.clients
+            };
+            assert!(sharing(60, 20, 800) > 4);
+            assert!(sharing(60, 3, 800) <= 3);
+            assert_eq!(sharing(60, 1, 800), 1);
+            assert_eq!(sharing(8000, 20, 800), 1);
         });
     }
 

@@ -1,6 +1,8 @@
 //! The engine: a frozen decoder that runs forward, keeps each layer's input, and runs backward layer
 //! by layer to the gradients of a LoRA adapter.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::cancel::CancelToken;
@@ -47,6 +49,8 @@ pub struct Decoder {
     device: Device,
     dtype: DType,
     ops: Box<dyn Ops>,
+    /// For tokens that follow a cache, which may be few.
+    writing_ops: Box<dyn Ops>,
     embedding: Frozen,
     head: Frozen,
     final_norm: Tensor,
@@ -88,6 +92,8 @@ struct Tokens<'a> {
     segments: &'a [Segment],
     /// The rows whose final state is wanted; `None` for all.
     selection: Option<&'a Selection>,
+    /// Rows of each adapter.
+    adapters: Vec<Range<usize>>,
     /// Keys and values of earlier tokens, layer by layer; none for a pass of its own.
     before: &'a [KeysAndValues],
 }
@@ -99,17 +105,19 @@ impl<'a> Tokens<'a> {
         rotation: &'a Rotation,
         selection: Option<&'a Selection>,
     ) -> Self {
-        Self { ids: &batch.ids, rotation, segments: &batch.segments, selection, before: &[] }
+        let adapters = batch.rows_of_adapters();
+        let (ids, segments) = (&batch.ids, &batch.segments);
+        Self { ids, rotation, segments, selection, adapters, before: &[] }
     }
 }
 
 /// What varies between passes besides the tokens.
 #[derive(Clone)]
 pub struct PassOptions<'a> {
-    /// The adapter, if any.
+    /// The adapter, if any; where adapters share the pass, as many as the batch names rows for.
     pub lora: Option<&'a LoraTensors>,
-    /// Dropout of the adapter's inputs, in training.
-    pub dropout: Option<Dropout>,
+    /// Dropout of the adapters' inputs, in training: one for each, or none.
+    pub dropout: &'a [Dropout],
     /// Layers, counted from the last, whose activations are kept for the backward pass; the others
     /// keep their input and compute the rest again. Changes time and memory, not a bit of the result.
     pub kept_layers: usize,
@@ -123,7 +131,7 @@ impl Default for PassOptions<'_> {
     fn default() -> Self {
         Self {
             lora: None,
-            dropout: None,
+            dropout: &[],
             kept_layers: 0,
             score_rows: SCORE_ROWS,
             cancel: CancelToken::default(),
@@ -150,7 +158,8 @@ impl Decoder {
         precision: Precision,
     ) -> Result<Self, EngineError> {
         if device.is_cpu() {
-            let ops = Box::new(HostOps::new(precision));
+            let ops: [Box<dyn Ops>; 2] =
+                [Box::new(HostOps::new(precision)), Box::new(HostOps::for_writing(precision))];
             return Self::build(config, weights, device, DType::F32, ops, |weight| {
                 Ok(Frozen::Host(weight.clone()))
             });
@@ -173,7 +182,8 @@ impl Decoder {
         device: &Device,
         dtype: DType,
     ) -> Result<Self, EngineError> {
-        let ops = Box::new(TensorOps::new(device));
+        let ops = TensorOps::new(device);
+        let ops: [Box<dyn Ops>; 2] = [Box::new(ops.clone()), Box::new(ops)];
         Self::build(config, weights, device, dtype, ops, |weight| {
             Frozen::on_device(weight, device, dtype)
         })
@@ -184,7 +194,7 @@ impl Decoder {
         weights: &DecoderWeights,
         device: &Device,
         dtype: DType,
-        ops: Box<dyn Ops>,
+        [ops, writing_ops]: [Box<dyn Ops>; 2],
         frozen: impl Fn(&crate::weight::FrozenWeight) -> candle_core::Result<Frozen>,
     ) -> Result<Self, EngineError> {
         let layers = weights.layers.iter().enumerate();
@@ -202,6 +212,7 @@ impl Decoder {
             config,
             dtype,
             ops,
+            writing_ops,
             embedding,
             head,
             layers,
@@ -223,7 +234,15 @@ impl Decoder {
     /// # Errors
     /// When the device has no room.
     pub fn lora_tensors(&self, adapter: &Adapter) -> Result<LoraTensors, EngineError> {
-        Ok(LoraTensors::new(adapter, self.config.num_layers, &self.device, self.dtype)?)
+        self.stacked_lora_tensors(&[adapter])
+    }
+
+    /// Copies adapters that share a pass to where the decoder computes.
+    ///
+    /// # Errors
+    /// When their shapes or strengths differ, or the device has no room.
+    pub fn stacked_lora_tensors(&self, adapters: &[&Adapter]) -> Result<LoraTensors, EngineError> {
+        Ok(LoraTensors::new(adapters, self.config.num_layers, &self.device, self.dtype)?)
     }
 
     /// Runs all layers and keeps what [`Decoder::score`] and [`Decoder::backward`] need. In the last
@@ -237,7 +256,7 @@ impl Decoder {
         options: &PassOptions,
     ) -> Result<ForwardState, EngineError> {
         let rotation = self.rotation(&batch.positions)?;
-        let selection = self.selection(&batch.targets, &batch.segments, &rotation)?;
+        let selection = self.selection(batch, &batch.segments, &rotation)?;
         let tokens = Tokens::of(batch, &rotation, Some(&selection));
         let mut layers = Vec::with_capacity(self.layers.len());
         let recomputed = self.layers.len().saturating_sub(options.kept_layers);
@@ -257,6 +276,11 @@ impl Decoder {
         options: &PassOptions,
         mut keep: impl FnMut(LayerState),
     ) -> Result<Tensor, EngineError> {
+        if options.lora.is_some_and(|lora| lora.adapters != tokens.adapters.len()) {
+            return Err(
+                candle_core::Error::msg("the batch is for another number of adapters").into()
+            );
+        }
         let mut x = self.embed(tokens.ids)?;
         for (i, layer) in self.layers.iter().enumerate() {
             options.cancel.check()?;
@@ -318,8 +342,8 @@ impl Decoder {
         Ok(scores)
     }
 
-    /// Gradients of the adapter for `loss = Σ weights[i] · log p(targets[i])`, by PEFT's tensor
-    /// names.
+    /// Gradients of the adapters for `loss = Σ weights[i] · log p(targets[i])`, of each in the order
+    /// of their rows, by PEFT's tensor names.
     ///
     /// `scores` must come from [`Decoder::score`] with its gradient, over the same targets.
     ///
@@ -332,7 +356,7 @@ impl Decoder {
         scores: TargetScores,
         weights: &[f64],
         options: &PassOptions,
-    ) -> Result<ParameterSet, EngineError> {
+    ) -> Result<Vec<ParameterSet>, EngineError> {
         let ForwardState { rotation, selection, layers: mut kept, last } = state;
         let mut dx = self.head_backward(batch, &last, &selection, scores, weights)?;
         drop(last);
@@ -351,7 +375,7 @@ impl Decoder {
             dx = next;
         }
         gradients.reverse();
-        Ok(gradients_by_name(&gradients)?)
+        Ok(gradients_by_name(&gradients, tokens.adapters.len())?)
     }
 
     /// Gradient of the loss with respect to the selected rows of the stream after the last layer.
@@ -407,12 +431,14 @@ impl Decoder {
         let segments = [after_cache(before, &Segment::sequence(0..ids.len()))];
         let rotation = self.rotation(&positions)?;
         let end = ids.len().saturating_sub(1) as u32;
-        let selection = Selection::new([end], &segments, &rotation, &self.device)?;
+        let adapters = Vec::from_iter([0..ids.len()]);
+        let selection = Selection::new([end], &segments, &adapters, &rotation, &self.device)?;
         let tokens = Tokens {
             ids,
             rotation: &rotation,
             segments: &segments,
             selection: Some(&selection),
+            adapters,
             before: &cache.layers,
         };
         let mut layers = Vec::with_capacity(self.layers.len());
@@ -440,12 +466,13 @@ impl Decoder {
         let segments: Vec<Segment> =
             batch.segments.iter().map(|segment| after_cache(before, segment)).collect();
         let rotation = self.rotation(&positions)?;
-        let selection = self.selection(&batch.targets, &segments, &rotation)?;
+        let selection = self.selection(batch, &segments, &rotation)?;
         let tokens = Tokens {
             ids: &batch.ids,
             rotation: &rotation,
             segments: &segments,
             selection: Some(&selection),
+            adapters: batch.rows_of_adapters(),
             before: &cache.layers,
         };
         let last = self.run(&tokens, options, drop)?;
@@ -455,33 +482,35 @@ impl Decoder {
     /// Logits of rows of the stream after the last layer: `[rows, vocabulary]`.
     fn head_logits(&self, last: &Tensor) -> Result<Tensor, EngineError> {
         let normed = self.ops.rms_norm(last, &self.final_norm, self.config.rms_norm_eps)?;
-        let mut logits = self.ops.project(&normed, &[&self.head])?;
+        let mut logits = self.writing_ops.project(&normed, &[&self.head])?;
         Ok(logits.swap_remove(0))
     }
 
-    /// The rows that predict `targets`.
+    /// The rows that predict a batch's targets, which attends by `segments`.
     fn selection(
         &self,
-        targets: &[TargetToken],
+        batch: &PackedBatch,
         segments: &[Segment],
         rotation: &Rotation,
     ) -> Result<Selection, EngineError> {
-        let rows = targets.iter().map(|target| target.row);
-        Ok(Selection::new(rows, segments, rotation, &self.device)?)
+        let rows = batch.targets.iter().map(|target| target.row);
+        let adapters = batch.rows_of_adapters();
+        Ok(Selection::new(rows, segments, &adapters, rotation, &self.device)?)
     }
 
     fn layer_pass<'a>(
         &'a self,
         layer: usize,
-        tokens: &Tokens<'a>,
+        tokens: &'a Tokens<'_>,
         options: &PassOptions<'a>,
     ) -> LayerPass<'a> {
         LayerPass {
-            ops: self.ops.as_ref(),
+            ops: if tokens.before.is_empty() { &*self.ops } else { &*self.writing_ops },
             rotation: tokens.rotation,
             segments: tokens.segments,
             selection: tokens.selection.filter(|_| layer + 1 == self.layers.len()),
             lora: options.lora.and_then(|lora| lora.layers.get(layer)),
+            adapters: &tokens.adapters,
             scale: options.lora.map_or(1.0, |lora| lora.scale),
             dropout: options.dropout,
         }
@@ -535,7 +564,7 @@ impl Decoder {
 
 /// A segment whose keys lie behind the `before` rows of a cache, all of which it sees first.
 fn after_cache(before: usize, segment: &Segment) -> Segment {
-    let shifted = |rows: &std::ops::Range<usize>| rows.start + before..rows.end + before;
+    let shifted = |rows: &Range<usize>| rows.start + before..rows.end + before;
     let cached = (before > 0).then_some(0..before);
     Segment {
         queries: segment.queries.clone(),

@@ -4,6 +4,8 @@
 //! again from the layer's input, and yields the gradients of the adapter and of that input, never of a
 //! frozen weight. Both ways give the same bits.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::lora::{AdaptedPass, Dropout, LoraLayer};
@@ -46,11 +48,14 @@ pub(super) struct LayerPass<'a> {
     /// The rows whose output is wanted; `None` for all.
     pub selection: Option<&'a Selection>,
     pub lora: Option<&'a LoraLayer>,
+    /// Rows of each adapter.
+    pub adapters: &'a [Range<usize>],
     pub scale: f64,
-    pub dropout: Option<Dropout>,
+    /// One for each adapter, or none.
+    pub dropout: &'a [Dropout],
 }
 
-impl LayerPass<'_> {
+impl<'a> LayerPass<'a> {
     /// The wanted rows of a tensor that has all of them.
     fn wanted(&self, x: &Tensor) -> Result<Tensor> {
         self.selection.map_or_else(|| Ok(x.clone()), |selection| selection.of(x))
@@ -64,6 +69,14 @@ impl LayerPass<'_> {
     /// How the wanted rows are rotated.
     fn query_rotation(&self) -> &Rotation {
         self.selection.map_or(self.rotation, |selection| &selection.rotation)
+    }
+
+    /// Rows of each adapter in the input of a projection: keys and values are those of all rows.
+    fn adapter_rows(&self, target: Target) -> &'a [Range<usize>] {
+        match (self.selection, target) {
+            (Some(_), Target::KProj | Target::VProj) | (None, _) => self.adapters,
+            (Some(selection), _) => &selection.adapters,
+        }
     }
 
     /// How the wanted rows attend.
@@ -317,7 +330,8 @@ impl Layer {
     fn adapted<'a>(&self, pass: LayerPass<'a>, target: Target) -> Option<AdaptedPass<'a>> {
         let lora = pass.lora?[target as usize].as_ref()?;
         let LayerPass { ops, scale, dropout, .. } = pass;
-        Some(AdaptedPass { ops, lora, scale, dropout, layer: self.index, target })
+        let rows = pass.adapter_rows(target);
+        Some(AdaptedPass { ops, lora, rows, scale, dropout, layer: self.index, target })
     }
 }
 

@@ -1,4 +1,9 @@
-//! An adapter's A and B where the engine computes, and their gradients.
+//! Adapters' A and B where the engine computes, and their gradients.
+//!
+//! Several adapters of one shape may share a pass: their matrices are stacked, and each meets its own
+//! rows of the batch ([`super::PackedBatch::join`]).
+
+use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 use rand::{Rng, SeedableRng};
@@ -7,72 +12,94 @@ use rand_chacha::ChaCha8Rng;
 use crate::adapter::{Adapter, Parameter, ParameterSet, Target};
 use crate::ops::{Ops, Transpose};
 
-/// A and B of one projection.
+/// A and B of one projection, of one adapter or several.
 #[derive(Debug, Clone)]
 pub struct LoraPair {
-    /// `[rank, in]`.
+    /// `[adapters, rank, in]`.
     pub a: Tensor,
-    /// `[out, rank]`.
+    /// `[adapters, out, rank]`.
     pub b: Tensor,
 }
 
 /// The pairs of one layer, by target in forward order.
 pub type LoraLayer = [Option<LoraPair>; Target::ALL.len()];
 
-/// An adapter on a device.
+/// Adapters of one shape on a device.
 #[derive(Debug, Clone)]
 pub struct LoraTensors {
     /// The layers, first to last.
     pub layers: Vec<LoraLayer>,
     /// The factor before `B A x`.
     pub scale: f64,
+    /// How many adapters there are.
+    pub adapters: usize,
 }
 
 impl LoraTensors {
-    /// Copies an adapter to a device.
+    /// Copies adapters to a device.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When their shapes or strengths differ, or the device has no room.
     pub fn new(
-        adapter: &Adapter,
+        adapters: &[&Adapter],
         num_layers: usize,
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
-        let tensor = |name: &str| -> Result<Option<Tensor>> {
-            let Some(parameter) = adapter.parameters.get(name) else { return Ok(None) };
-            let shape = parameter.shape.as_slice();
-            Tensor::from_slice(&parameter.values, shape, device)?.to_dtype(dtype).map(Some)
+        let Some((first, others)) = adapters.split_first() else {
+            candle_core::bail!("a pass with adapters needs at least one")
+        };
+        let alike = |other: &&&Adapter| {
+            other.config.scale() == first.config.scale()
+                && other.parameters.check_layout(&first.parameters).is_ok()
+        };
+        if !others.iter().all(|other| alike(&other)) {
+            candle_core::bail!("adapters of different shapes or strengths cannot share a pass")
+        }
+        let stacked = |name: &str| -> Result<Option<Tensor>> {
+            let Some(Parameter { shape, .. }) = first.parameters.get(name) else { return Ok(None) };
+            let values = adapters.iter().flat_map(|adapter| adapter.parameters.get(name));
+            let values: Vec<&[f32]> = values.map(|parameter| &parameter.values[..]).collect();
+            let shape = [&[adapters.len()], shape.as_slice()].concat();
+            Tensor::from_vec(values.concat(), shape, device)?.to_dtype(dtype).map(Some)
         };
         let layers = (0..num_layers).map(|layer| -> Result<LoraLayer> {
             let mut pairs = LoraLayer::default();
-            for &target in &adapter.config.targets {
+            for &target in &first.config.targets {
                 let (a, b) = target.tensor_names(layer);
-                if let (Some(a), Some(b)) = (tensor(&a)?, tensor(&b)?) {
+                if let (Some(a), Some(b)) = (stacked(&a)?, stacked(&b)?) {
                     pairs[target as usize] = Some(LoraPair { a, b });
                 }
             }
             Ok(pairs)
         });
-        Ok(Self { layers: layers.collect::<Result<_>>()?, scale: adapter.config.scale() })
+        let layers = layers.collect::<Result<_>>()?;
+        Ok(Self { layers, scale: first.config.scale(), adapters: adapters.len() })
     }
 }
 
-/// The gradients of an adapter's tensors as named f32 values.
-pub(super) fn gradients_by_name(layers: &[LoraLayer]) -> Result<ParameterSet> {
-    let mut entries = Vec::new();
+/// The gradients of each adapter's tensors as named f32 values.
+pub(super) fn gradients_by_name(
+    layers: &[LoraLayer],
+    adapters: usize,
+) -> Result<Vec<ParameterSet>> {
+    let mut sets = vec![Vec::new(); adapters];
     for (layer, pairs) in layers.iter().enumerate() {
         for target in Target::ALL {
             let Some(pair) = &pairs[target as usize] else { continue };
             let (a, b) = target.tensor_names(layer);
             for (name, tensor) in [(a, &pair.a), (b, &pair.b)] {
-                let shape = tensor.dims().to_vec();
-                let values = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
-                entries.push(Parameter { name, shape, values });
+                let shape = &tensor.dims()[1..];
+                let all: Vec<f32> = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
+                let each = all.chunks_exact(shape.iter().product::<usize>().max(1));
+                for (entries, values) in sets.iter_mut().zip(each) {
+                    let (name, shape) = (name.clone(), shape.to_vec());
+                    entries.push(Parameter { name, shape, values: values.to_vec() });
+                }
             }
         }
     }
-    Ok(ParameterSet::new(entries))
+    Ok(sets.into_iter().map(ParameterSet::new).collect())
 }
 
 /// Dropout of the adapter's inputs, by a mask that a seed, a layer and a target determine, so that
@@ -86,24 +113,26 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// `[rows, width]` of 0 and `1/(1 − probability)`.
-    fn mask(self, layer: usize, target: Target, like: &Tensor) -> Result<Tensor> {
+    /// `rows · width` values, 0 or `1/(1 − probability)`.
+    fn mask(self, layer: usize, target: Target, values: usize) -> impl Iterator<Item = f32> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         random.set_stream((layer * Target::ALL.len() + target as usize) as u64);
         let keep = 1.0 - self.probability;
         let kept = (1.0 / keep) as f32;
-        let draw = |_| if random.random_bool(keep) { kept } else { 0.0 };
-        let mask: Vec<f32> = (0..like.elem_count()).map(draw).collect();
-        Tensor::from_vec(mask, like.shape(), like.device())?.to_dtype(like.dtype())
+        (0..values).map(move |_| if random.random_bool(keep) { kept } else { 0.0 })
     }
 }
 
-/// One projection's adapter during a pass: what to multiply by, how strongly, which inputs to drop.
+/// One projection's adapters during a pass: what to multiply by, which rows each has, how strongly,
+/// which inputs to drop.
 pub(super) struct AdaptedPass<'a> {
     pub ops: &'a dyn Ops,
     pub lora: &'a LoraPair,
+    /// Rows of each adapter.
+    pub rows: &'a [Range<usize>],
     pub scale: f64,
-    pub dropout: Option<Dropout>,
+    /// One for each adapter, or none.
+    pub dropout: &'a [Dropout],
     pub layer: usize,
     pub target: Target,
 }
@@ -113,7 +142,7 @@ impl AdaptedPass<'_> {
     pub fn forward(&self, x: &Tensor, y: Tensor) -> Result<Tensor> {
         let (x, _) = self.dropped(x)?;
         let u = self.down(&x)?;
-        self.ops.matmul((&u, Transpose::No), (&self.lora.b, Transpose::Yes), self.scale, Some(y))
+        self.ops.adapt(&u, self.rows, (&self.lora.b, Transpose::Yes), self.scale, Some(y))
     }
 
     /// Gradients of A and B, and `dx` plus the gradient of `x` through the adapter. With
@@ -121,33 +150,36 @@ impl AdaptedPass<'_> {
     /// `dX = dU·A`, dropped where `x` was. U is cheap to compute again and is not kept.
     pub fn backward(&self, x: &Tensor, dy: &Tensor, dx: Tensor) -> Result<(LoraPair, Tensor)> {
         let (x, mask) = self.dropped(x)?;
-        let (plain, turned) = (Transpose::No, Transpose::Yes);
+        let (ops, rows, plain) = (self.ops, self.rows, Transpose::No);
         let u = self.down(&x)?;
-        let b = self.ops.matmul((dy, turned), (&u, plain), self.scale, None)?;
-        let du = self.ops.matmul((dy, plain), (&self.lora.b, plain), self.scale, None)?;
-        let a = self.ops.matmul((&du, turned), (&x, plain), 1.0, None)?;
-        let through = (&du, plain);
+        let b = ops.adapt_gradient(dy, &u, rows, self.scale)?;
+        let du = ops.adapt(dy, rows, (&self.lora.b, plain), self.scale, None)?;
+        let a = ops.adapt_gradient(&du, &x, rows, 1.0)?;
+        let through = (&self.lora.a, plain);
         let dx = match mask {
-            None => self.ops.matmul(through, (&self.lora.a, plain), 1.0, Some(dx))?,
+            None => ops.adapt(&du, rows, through, 1.0, Some(dx))?,
             Some(mask) => {
-                let masked = self.ops.matmul(through, (&self.lora.a, plain), 1.0, None)?;
-                self.ops.add(dx, &(masked * mask)?)?
+                let masked = ops.adapt(&du, rows, through, 1.0, None)?;
+                ops.add(dx, &(masked * mask)?)?
             }
         };
         Ok((LoraPair { a, b }, dx))
     }
 
     fn down(&self, x: &Tensor) -> Result<Tensor> {
-        self.ops.matmul((x, Transpose::No), (&self.lora.a, Transpose::Yes), 1.0, None)
+        self.ops.adapt(x, self.rows, (&self.lora.a, Transpose::Yes), 1.0, None)
     }
 
     fn dropped(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        match self.dropout {
-            None => Ok((x.clone(), None)),
-            Some(dropout) => {
-                let mask = dropout.mask(self.layer, self.target, x)?;
-                Ok(((x * &mask)?, Some(mask)))
-            }
+        if self.dropout.is_empty() {
+            return Ok((x.clone(), None));
         }
+        let (rows, width) = x.dims2()?;
+        let masks = self.rows.iter().zip(self.dropout);
+        let masks = masks
+            .flat_map(|(rows, dropout)| dropout.mask(self.layer, self.target, rows.len() * width));
+        let mask = Tensor::from_vec(masks.collect::<Vec<f32>>(), (rows, width), x.device())?;
+        let mask = mask.to_dtype(x.dtype())?;
+        Ok(((x * &mask)?, Some(mask)))
     }
 }

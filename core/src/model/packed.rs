@@ -1,5 +1,7 @@
 //! Batches without padding: the tokens of all sequences end to end.
 
+use std::ops::Range;
+
 use crate::data::{TokenizedExample, TokenizedPair};
 use crate::ops::Segment;
 
@@ -27,9 +29,43 @@ pub struct PackedBatch {
     pub targets: Vec<TargetToken>,
     /// Number of groups.
     pub groups: usize,
+    /// Rows of each adapter, one after another, where several share the pass; where there are none,
+    /// all rows meet one adapter.
+    pub adapters: Vec<Range<usize>>,
 }
 
 impl PackedBatch {
+    /// Batches laid end to end, each of which meets an adapter of its own. Targets and groups keep
+    /// their order.
+    pub fn join<'a>(batches: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut joined = Self::default();
+        for batch in batches {
+            let (rows, groups) = (joined.len(), joined.groups);
+            let moved = |part: &Range<usize>| part.start + rows..part.end + rows;
+            joined.segments.extend(batch.segments.iter().map(|segment| Segment {
+                queries: moved(&segment.queries),
+                context: segment.context.iter().map(moved).collect(),
+                keys: moved(&segment.keys),
+            }));
+            joined.targets.extend(batch.targets.iter().map(|target| TargetToken {
+                row: target.row + rows as u32,
+                group: target.group + groups as u32,
+                ..*target
+            }));
+            joined.ids.extend_from_slice(&batch.ids);
+            joined.positions.extend_from_slice(&batch.positions);
+            joined.groups += batch.groups;
+            joined.adapters.push(rows..joined.len());
+        }
+        joined
+    }
+
+    /// Rows of each adapter, of which there is at least one.
+    pub(super) fn rows_of_adapters(&self) -> Vec<Range<usize>> {
+        let all = 0..self.len();
+        if self.adapters.is_empty() { Vec::from_iter([all]) } else { self.adapters.clone() }
+    }
+
     /// Texts, one group each. What follows the last token before a supervised one influences no
     /// prediction and takes no rows; a text without supervised tokens takes none at all.
     pub fn from_examples<'a>(examples: impl IntoIterator<Item = &'a TokenizedExample>) -> Self {
@@ -96,12 +132,7 @@ impl PackedBatch {
     }
 
     /// Appends tokens that attend to each other and to the rows `prefix`; returns their first row.
-    fn push_segment(
-        &mut self,
-        ids: &[u32],
-        first_position: usize,
-        prefix: std::ops::Range<usize>,
-    ) -> usize {
+    fn push_segment(&mut self, ids: &[u32], first_position: usize, prefix: Range<usize>) -> usize {
         let first = self.ids.len();
         if !ids.is_empty() {
             self.ids.extend_from_slice(ids);
@@ -115,7 +146,7 @@ impl PackedBatch {
     }
 
     /// Adds a text that follows the rows `prefix`, as a group of its own.
-    fn push_continuation(&mut self, prefix: std::ops::Range<usize>, text: &[u32]) {
+    fn push_continuation(&mut self, prefix: Range<usize>, text: &[u32]) {
         // The last token predicts nothing, so it need not be computed.
         let inputs = &text[..text.len().saturating_sub(1)];
         let first = self.push_segment(inputs, prefix.len(), prefix.clone());
@@ -145,6 +176,24 @@ mod tests {
         assert_eq!(batch.segments[1].context.first(), Some(&(0..3)));
         let targets: Vec<_> = batch.targets.iter().map(|t| (t.row, t.token, t.group)).collect();
         assert_eq!(targets, [(2, 4, 0), (3, 5, 0), (2, 6, 1)]);
+    }
+
+    #[test]
+    fn joined_batches_attend_and_predict_as_they_did_alone() {
+        let pair = TokenizedPair { prompt: vec![1, 2], chosen: vec![4, 5], rejected: vec![6, 7] };
+        let example = TokenizedExample { ids: vec![8, 9], supervised: vec![false, true] };
+        let parts = [PackedBatch::from_examples([&example]), PackedBatch::from_pairs([&pair])];
+        let joined = PackedBatch::join(&parts);
+        assert_eq!(joined.ids, [8, 1, 2, 4, 6]);
+        assert_eq!(joined.positions, [0, 0, 1, 2, 2]);
+        assert_eq!(joined.adapters, [0..1, 1..5]);
+        let last = joined.segments.last().unwrap();
+        assert_eq!(
+            (&last.queries, last.context.first(), &last.keys),
+            (&(4..5), Some(&(1..3)), &(4..5))
+        );
+        let targets: Vec<_> = joined.targets.iter().map(|t| (t.row, t.token, t.group)).collect();
+        assert_eq!(targets, [(0, 9, 0), (2, 4, 1), (3, 5, 1), (2, 6, 2), (4, 7, 2)]);
     }
 
     #[test]

@@ -20,14 +20,17 @@ pub(super) struct Selection {
     pub rotation: Rotation,
     /// The batch's segments, their queries counted in selected rows.
     pub segments: Vec<Segment>,
+    /// The batch's rows of each adapter, counted in selected rows.
+    pub adapters: Vec<Range<usize>>,
 }
 
 impl Selection {
-    /// The given rows of a batch, in any order and with repetitions, that attends by `segments` and
-    /// is rotated by `rotation`.
+    /// The given rows of a batch, in any order and with repetitions, that attends by `segments`, is
+    /// rotated by `rotation`, and whose rows `adapters` divides among adapters.
     pub fn new(
         rows: impl IntoIterator<Item = u32>,
         segments: &[Segment],
+        adapters: &[Range<usize>],
         rotation: &Rotation,
         device: &Device,
     ) -> Result<Self> {
@@ -40,7 +43,9 @@ impl Selection {
             sin: rotation.sin.index_select(&index, 0)?,
         };
         let segments = select(segments, &rows);
-        Ok(Self { rows, index, rotation, segments })
+        let before = |end: usize| rows.partition_point(|&row| (row as usize) < end);
+        let adapters = adapters.iter().map(|part| before(part.start)..before(part.end)).collect();
+        Ok(Self { rows, index, rotation, segments, adapters })
     }
 
     /// The selected rows of `x`.

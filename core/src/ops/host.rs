@@ -1,6 +1,7 @@
 //! The operations on the processor in f32, through [`crate::kernels`].
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
@@ -11,12 +12,19 @@ use crate::kernels::{self, Output, Precision, Projection, View};
 #[derive(Debug, Clone)]
 pub struct HostOps {
     precision: Precision,
+    writing: bool,
 }
 
 impl HostOps {
     /// Operations whose products with frozen weights round their inputs as `precision` says.
     pub fn new(precision: Precision) -> Self {
-        Self { precision }
+        Self { precision, writing: false }
+    }
+
+    /// Operations for passes of few rows, as when writing: faster there, but a row's last bits depend
+    /// on how many rows there are.
+    pub fn for_writing(precision: Precision) -> Self {
+        Self { precision, writing: true }
     }
 }
 
@@ -104,7 +112,13 @@ impl Ops for HostOps {
                 output: Output::Overwrite,
             })
             .collect();
-        read(x, |x| kernels::frozen_matmul_all(x, m, &mut projections, self.precision))?;
+        read(x, |x| {
+            if self.writing && m <= kernels::FEW {
+                kernels::frozen_matmul_few(x, m, &mut projections);
+            } else {
+                kernels::frozen_matmul_all(x, m, &mut projections, self.precision);
+            }
+        })?;
         let outputs = weights.iter().zip(outputs);
         outputs.map(|(w, y)| Tensor::from_vec(y, (m, w.rows()), &Device::Cpu)).collect()
     }
@@ -119,23 +133,47 @@ impl Ops for HostOps {
         })?
     }
 
-    fn matmul(
+    fn adapt(
         &self,
-        a: (&Tensor, Transpose),
-        b: (&Tensor, Transpose),
+        x: &Tensor,
+        groups: &[Range<usize>],
+        (factors, transpose): (&Tensor, Transpose),
         scale: f64,
         onto: Option<Tensor>,
     ) -> Result<Tensor> {
-        let (a_dims, b_dims) = (a.0.dims2()?, b.0.dims2()?);
-        read(a.0, |a_values| {
-            read(b.0, |b_values| {
-                let a = view(a_values, a_dims, a.1);
-                let b = view(b_values, b_dims, b.1);
-                write(onto, (a.rows(), b.cols()), |c, output| {
-                    kernels::matmul(a, b, scale as f32, c, output, Precision::F32);
-                })
-            })?
+        let ((tokens, width), (_, rows, cols)) = (x.dims2()?, factors.dims3()?);
+        let out = if transpose == Transpose::Yes { rows } else { cols };
+        read2(x, factors, |x, factors| {
+            write(onto, (tokens, out), |y, output| {
+                for (group, factor) in groups.iter().zip(factors.chunks_exact(rows * cols)) {
+                    let x = View::new(part(x, group, width), group.len(), width);
+                    let factor = View::new(factor, rows, cols);
+                    let factor = if transpose == Transpose::Yes { factor.t() } else { factor };
+                    let y = &mut y[group.start * out..group.end * out];
+                    kernels::matmul(x, factor, scale as f32, y, output, Precision::F32);
+                }
+            })
         })?
+    }
+
+    fn adapt_gradient(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        groups: &[Range<usize>],
+        scale: f64,
+    ) -> Result<Tensor> {
+        let (out, width) = (dy.dims2()?.1, x.dims2()?.1);
+        let mut gradients = vec![0.0; groups.len() * out * width];
+        read2(dy, x, |dy, x| {
+            for (group, gradient) in groups.iter().zip(gradients.chunks_exact_mut(out * width)) {
+                let dy = View::new(part(dy, group, out), group.len(), out).t();
+                let x = View::new(part(x, group, width), group.len(), width);
+                let output = Output::Overwrite;
+                kernels::matmul(dy, x, scale as f32, gradient, output, Precision::F32);
+            }
+        })?;
+        Tensor::from_vec(gradients, (groups.len(), out, width), &Device::Cpu)
     }
 
     fn add(&self, a: Tensor, b: &Tensor) -> Result<Tensor> {
@@ -298,9 +336,9 @@ impl Ops for HostOps {
     }
 }
 
-fn view(values: &[f32], (rows, cols): (usize, usize), transpose: Transpose) -> View<'_> {
-    let view = View::new(values, rows, cols);
-    if transpose == Transpose::Yes { view.t() } else { view }
+/// Some rows of a row-major matrix.
+fn part<'a>(values: &'a [f32], rows: &Range<usize>, width: usize) -> &'a [f32] {
+    &values[rows.start * width..rows.end * width]
 }
 
 fn dy_shape(x: &[f32], gain: &[f32]) -> (usize, usize) {

@@ -13,6 +13,8 @@ mod frozen;
 mod host;
 mod tensor;
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
 
 pub use crate::kernels::{AttentionShape, Segment};
@@ -65,13 +67,27 @@ pub trait Ops: Send + Sync {
     /// The gradient of [`Ops::project`]'s input through one weight, `onto + dY·W`: `[T, out]` → `[T, in]`.
     fn project_back(&self, dy: &Tensor, w: &Frozen, onto: Option<Tensor>) -> Result<Tensor>;
 
-    /// `onto + scale · A·B`, where either factor may be read transposed.
-    fn matmul(
+    /// One factor of adapters, each on its own rows: with `X_g` the rows `groups[g]` of `x` `[T, in]`
+    /// and `F_g` the matrix `g` of `factors` `[adapters, in, out]` (or `[adapters, out, in]`, read
+    /// transposed), `onto_g + scale · X_g·F_g`: `[T, out]`. The groups follow each other without gaps
+    /// and cover all rows.
+    fn adapt(
         &self,
-        a: (&Tensor, Transpose),
-        b: (&Tensor, Transpose),
+        x: &Tensor,
+        groups: &[Range<usize>],
+        factors: (&Tensor, Transpose),
         scale: f64,
         onto: Option<Tensor>,
+    ) -> Result<Tensor>;
+
+    /// The gradients of factors of [`Ops::adapt`], `scale · dY_gᵀ·X_g` over each group's rows:
+    /// `[T, out]` and `[T, in]` → `[adapters, out, in]`. Summed in f32 at least.
+    fn adapt_gradient(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        groups: &[Range<usize>],
+        scale: f64,
     ) -> Result<Tensor>;
 
     /// Adds two tensors of one shape, or a vector `[out]` to every row of `[T, out]`.

@@ -1,5 +1,7 @@
 //! Every operation in ordinary candle operations: any device, any float type.
 
+use std::ops::Range;
+
 use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
 
 use super::{Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, Transpose};
@@ -37,6 +39,11 @@ fn onto(sum: Option<Tensor>, term: Tensor) -> Result<Tensor> {
         Some(sum) => sum + term,
         None => Ok(term),
     }
+}
+
+/// Parts of one matrix, their rows end to end.
+fn end_to_end(mut parts: Vec<Tensor>) -> Result<Tensor> {
+    if parts.len() == 1 { Ok(parts.remove(0)) } else { Tensor::cat(&parts, 0) }
 }
 
 /// `[T, heads · d]` rows as `[heads, T, d]`.
@@ -132,19 +139,35 @@ impl Ops for TensorOps {
         onto(sum, dy.matmul(w.device()?)?)
     }
 
-    fn matmul(
+    fn adapt(
         &self,
-        a: (&Tensor, Transpose),
-        b: (&Tensor, Transpose),
+        x: &Tensor,
+        groups: &[Range<usize>],
+        (factors, transpose): (&Tensor, Transpose),
         scale: f64,
         sum: Option<Tensor>,
     ) -> Result<Tensor> {
-        let read = |(factor, transpose): (&Tensor, Transpose)| match transpose {
-            Transpose::No => Ok(factor.clone()),
-            Transpose::Yes => factor.t()?.contiguous(),
-        };
-        let product = read(a)?.matmul(&read(b)?)?;
+        let products = groups.iter().enumerate().map(|(g, rows)| {
+            let factor = factors.get(g)?;
+            let factor = if transpose == Transpose::Yes { factor.t()? } else { factor };
+            x.narrow(0, rows.start, rows.len())?.matmul(&factor)
+        });
+        let product = end_to_end(products.collect::<Result<Vec<_>>>()?)?;
         onto(sum, if scale == 1.0 { product } else { (product * scale)? })
+    }
+
+    fn adapt_gradient(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        groups: &[Range<usize>],
+        scale: f64,
+    ) -> Result<Tensor> {
+        let gradients = groups.iter().map(|rows| {
+            let part = |t: &Tensor| wide(&t.narrow(0, rows.start, rows.len())?);
+            part(dy)?.t()?.matmul(&part(x)?)? * scale
+        });
+        Tensor::stack(&gradients.collect::<Result<Vec<_>>>()?, 0)
     }
 
     fn add(&self, a: Tensor, b: &Tensor) -> Result<Tensor> {

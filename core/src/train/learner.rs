@@ -1,6 +1,6 @@
 //! What is learnt from rows: answers (SFT) or preferences (DPO and its kin).
 
-use super::{PairLogProbs, PreferenceLoss, Reference, StepReport, TrainError, Trainer};
+use super::{Lesson, PairLogProbs, PreferenceLoss, Reference, StepReport, TrainError, Trainer};
 use crate::data::{Dataset, DatasetError, Encoder, TokenizedExample, TokenizedPair};
 
 /// A way of learning: how a row becomes a sample, and what a step on samples does.
@@ -27,16 +27,29 @@ pub trait Learner {
     /// The most rows of a sample whose sequences have at most `seq_len`.
     fn longest(seq_len: usize) -> usize;
 
+    /// What an optimiser step of `trainer` on `samples` learns from.
+    ///
+    /// # Errors
+    /// When there is nothing to learn, or what it needs besides the samples cannot be computed.
+    fn lesson<'s>(
+        &mut self,
+        trainer: &Trainer<'_>,
+        samples: &'s [Self::Sample],
+    ) -> Result<Lesson<'s>, TrainError>;
+
     /// Takes one optimiser step.
     ///
     /// # Errors
-    /// As [`Trainer::step`].
+    /// As [`Learner::lesson`] and [`Trainer::learn`].
     fn step(
         &mut self,
         trainer: &mut Trainer<'_>,
         samples: &[Self::Sample],
         learning_rate: f64,
-    ) -> Result<StepReport, TrainError>;
+    ) -> Result<StepReport, TrainError> {
+        let lesson = self.lesson(trainer, samples)?;
+        trainer.learn(lesson, learning_rate)
+    }
 }
 
 /// Learns answers token by token.
@@ -66,13 +79,12 @@ impl Learner for AnswerLearner {
         seq_len
     }
 
-    fn step(
+    fn lesson<'s>(
         &mut self,
-        trainer: &mut Trainer<'_>,
-        samples: &[TokenizedExample],
-        learning_rate: f64,
-    ) -> Result<StepReport, TrainError> {
-        trainer.step(samples, learning_rate)
+        _: &Trainer<'_>,
+        samples: &'s [TokenizedExample],
+    ) -> Result<Lesson<'s>, TrainError> {
+        Lesson::answers(samples)
     }
 }
 
@@ -110,17 +122,16 @@ impl Learner for PreferenceLearner {
         2 * seq_len
     }
 
-    fn step(
+    fn lesson<'s>(
         &mut self,
-        trainer: &mut Trainer<'_>,
-        samples: &[TokenizedPair],
-        learning_rate: f64,
-    ) -> Result<StepReport, TrainError> {
+        trainer: &Trainer<'_>,
+        samples: &'s [TokenizedPair],
+    ) -> Result<Lesson<'s>, TrainError> {
         let reference = if self.loss.needs_reference() {
             trainer.look_up(&mut self.reference, samples)?
         } else {
             vec![PairLogProbs { chosen: 0.0, rejected: 0.0 }; samples.len()]
         };
-        trainer.step_preferences(samples, &reference, self.loss, self.beta, learning_rate)
+        Lesson::preferences(samples, reference, self.loss, self.beta)
     }
 }

@@ -5,16 +5,13 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AdamW, AdamWOptions, LocalObjective, PairLogProbs, PairScores, PreferenceLoss,
-    PreferenceReport, Reference, ReferenceError,
+    AdamW, AdamWOptions, Lesson, LocalObjective, PairLogProbs, PreferenceReport, Reference,
+    ReferenceError, Step, step_together,
 };
 use crate::adapter::{Adapter, AdapterError, LayoutMismatch, ParameterSet, TrainedFactors};
 use crate::data::{TokenizedExample, TokenizedPair};
 use crate::memory::MemoryPlan;
-use crate::model::{
-    CancelToken, Decoder, Dropout, EngineError, PackedBatch, PassOptions, SCORE_ROWS,
-};
-use crate::ops::TargetScores;
+use crate::model::{CancelToken, Decoder, Dropout, EngineError, SCORE_ROWS};
 
 /// How an adapter is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +29,9 @@ pub struct TrainOptions {
     /// Tokens computed in one pass. A batch with more is computed in several passes whose gradients
     /// add up; fewer tokens take less memory. A sequence is never divided.
     pub max_pass_tokens: usize,
+    /// Tokens computed in one pass that several trainers share ([`step_together`]); at least those of
+    /// one trainer's.
+    pub shared_pass_tokens: usize,
     /// Layers, counted from the last, that keep their activations for the backward pass, where the
     /// others compute them again.
     pub kept_layers: usize,
@@ -43,8 +43,8 @@ impl TrainOptions {
     /// The same options, laid out in memory as `plan` says.
     #[must_use]
     pub fn with_plan(self, plan: &MemoryPlan) -> Self {
-        let &MemoryPlan { max_pass_tokens, kept_layers, score_rows, .. } = plan;
-        Self { max_pass_tokens, kept_layers, score_rows, ..self }
+        let &MemoryPlan { max_pass_tokens, shared_pass_tokens, kept_layers, score_rows, .. } = plan;
+        Self { max_pass_tokens, shared_pass_tokens, kept_layers, score_rows, ..self }
     }
 }
 
@@ -57,6 +57,7 @@ impl Default for TrainOptions {
             trained: TrainedFactors::Both,
             seed: 0,
             max_pass_tokens: 2048,
+            shared_pass_tokens: 2048,
             kept_layers: 0,
             score_rows: SCORE_ROWS,
         }
@@ -159,11 +160,11 @@ pub struct TrainerState {
 /// Trains one adapter on one decoder.
 #[derive(Debug)]
 pub struct Trainer<'d> {
-    decoder: &'d Decoder,
+    pub(super) decoder: &'d Decoder,
     adapter: Adapter,
     optimizer: AdamW,
-    options: TrainOptions,
-    cancel: CancelToken,
+    pub(super) options: TrainOptions,
+    pub(super) cancel: CancelToken,
 }
 
 impl<'d> Trainer<'d> {
@@ -228,95 +229,31 @@ impl<'d> Trainer<'d> {
         Ok(())
     }
 
-    /// One step of supervised fine-tuning: the loss is the mean negative log-probability of the
-    /// supervised tokens of all `examples` together.
+    /// One step of supervised fine-tuning ([`Lesson::answers`]).
     ///
     /// # Errors
-    /// When nothing is supervised, training diverges, or the engine fails or is cancelled; the
-    /// adapter and the optimiser are unchanged then.
+    /// As [`Trainer::learn`].
     pub fn step(
         &mut self,
         examples: &[TokenizedExample],
         learning_rate: f64,
     ) -> Result<StepReport, TrainError> {
-        let supervised_tokens: usize =
-            examples.iter().map(TokenizedExample::supervised_tokens).sum();
-        if supervised_tokens == 0 {
-            return Err(TrainError::NothingSupervised);
-        }
-        let weight = -1.0 / supervised_tokens as f64;
-        let lens = examples.iter().map(TokenizedExample::pass_rows);
-        let ranges = passes(lens, self.options.max_pass_tokens);
-        let batches = ranges.map(|range| PackedBatch::from_examples(&examples[range]));
-        let (loss, gradient) = self.gradient(batches, |_, _, scores| {
-            let loss = scores.log_probs.iter().map(|log_prob| weight * log_prob).sum();
-            (loss, vec![weight; scores.log_probs.len()])
-        })?;
-        let report = StepReport {
-            loss,
-            rows: examples.len(),
-            tokens: examples.iter().map(|example| example.ids.len()).sum(),
-            supervised_tokens,
-            ..StepReport::default()
-        };
-        self.apply(gradient, learning_rate, report)
+        self.learn(Lesson::answers(examples)?, learning_rate)
     }
 
-    /// One step of preference training: the loss is the mean over `pairs`, against the
-    /// log-probabilities `reference`, one per pair ([`Reference`]); they are not looked
-    /// at where the loss needs none.
+    /// One step.
     ///
     /// # Errors
-    /// As [`Trainer::step`].
-    ///
-    /// # Panics
-    /// When there are not as many references as pairs.
-    pub fn step_preferences(
+    /// When nothing is supervised, training diverges, or the engine fails or is cancelled; the
+    /// adapter and the optimiser are unchanged then.
+    pub fn learn(
         &mut self,
-        pairs: &[TokenizedPair],
-        reference: &[PairLogProbs],
-        loss: PreferenceLoss,
-        beta: f64,
+        lesson: Lesson<'_>,
         learning_rate: f64,
     ) -> Result<StepReport, TrainError> {
-        assert_eq!(pairs.len(), reference.len(), "one reference per pair");
-        if pairs.is_empty() {
-            return Err(TrainError::NothingSupervised);
-        }
-        let scale = 1.0 / pairs.len() as f64;
-        let ranges: Vec<Range<usize>> =
-            passes(pairs.iter().map(TokenizedPair::pass_rows), self.options.max_pass_tokens)
-                .collect();
-        let batches = ranges.iter().map(|range| PackedBatch::from_pairs(&pairs[range.clone()]));
-        let mut preference = PreferenceReport::default();
-        let (loss, gradient) = self.gradient(batches, |i, batch, scores| {
-            let mut sums = vec![0.0; batch.groups];
-            for (target, log_prob) in batch.targets.iter().zip(&scores.log_probs) {
-                sums[target.group as usize] += log_prob;
-            }
-            let mut total = 0.0;
-            let mut slopes = Vec::with_capacity(batch.groups);
-            let rows = ranges[i].clone();
-            for (sums, row) in sums.chunks_exact(2).zip(rows) {
-                let policy = PairLogProbs { chosen: sums[0], rejected: sums[1] };
-                let scores = PairScores::new(&pairs[row], policy, reference[row]);
-                let pair = loss.of_pair(&scores, beta);
-                preference.add(&PreferenceReport::of_pair(policy, pair.rewards), scale);
-                total += scale * pair.value;
-                slopes.extend(pair.slopes.map(|slope| scale * slope));
-            }
-            let weights = batch.targets.iter().map(|target| slopes[target.group as usize]);
-            (total, weights.collect())
-        })?;
-        let report = StepReport {
-            loss,
-            rows: pairs.len(),
-            tokens: pairs.iter().map(TokenizedPair::num_tokens).sum(),
-            supervised_tokens: pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).sum(),
-            preference: Some(preference),
-            ..StepReport::default()
-        };
-        self.apply(gradient, learning_rate, report)
+        let taken = step_together(vec![Step { trainer: self, lesson, learning_rate }])?;
+        // One step was asked for.
+        taken.into_iter().next().unwrap_or(Err(TrainError::NothingSupervised))
     }
 
     /// The log-probabilities that `reference` holds of `pairs`, computed where it holds none yet.
@@ -328,47 +265,15 @@ impl<'d> Trainer<'d> {
         Ok(reference.log_probs(self.decoder, pairs, self.options.score_rows, &self.cancel)?)
     }
 
-    /// Sums loss and gradient over `batches`. `weigh(i, batch, scores)` yields the loss of batch `i`
-    /// and the derivative of the loss by each target's log-probability.
-    fn gradient(
-        &self,
-        batches: impl Iterator<Item = PackedBatch>,
-        mut weigh: impl FnMut(usize, &PackedBatch, &TargetScores) -> (f64, Vec<f64>),
-    ) -> Result<(f64, ParameterSet), TrainError> {
-        let lora = self.decoder.lora_tensors(&self.adapter)?;
-        let mut total: Option<ParameterSet> = None;
-        let mut loss = 0.0;
-        for (i, batch) in batches.enumerate() {
-            if batch.targets.is_empty() {
-                continue;
-            }
-            let options = PassOptions {
-                lora: Some(&lora),
-                dropout: self.dropout(i),
-                kept_layers: self.options.kept_layers,
-                score_rows: self.options.score_rows,
-                cancel: self.cancel.clone(),
-            };
-            let state = self.decoder.forward(&batch, &options)?;
-            let scores = self.decoder.score(&state, &batch.targets, true, &options)?;
-            let (batch_loss, weights) = weigh(i, &batch, &scores);
-            loss += batch_loss;
-            let gradient = self.decoder.backward(&batch, state, scores, &weights, &options)?;
-            match &mut total {
-                None => total = Some(gradient),
-                Some(total) => total.zip_apply(&gradient, |sum, g| *sum += g)?,
-            }
-        }
-        Ok((loss, total.ok_or(TrainError::NothingSupervised)?))
-    }
-
-    /// Takes one optimiser step along `gradient`, with what the federated algorithm adds.
-    fn apply(
+    /// Takes one optimiser step along `gradient`, that of a lesson all of whose passes were weighed,
+    /// with what the federated algorithm adds.
+    pub(super) fn apply(
         &mut self,
         mut gradient: ParameterSet,
         learning_rate: f64,
-        report: StepReport,
+        lesson: Lesson<'_>,
     ) -> Result<StepReport, TrainError> {
+        let report = lesson.into_report();
         let step = self.optimizer.steps + 1;
         let proximal =
             self.options.objective.add_gradient(&self.adapter.parameters, &mut gradient)?;
@@ -409,7 +314,7 @@ impl<'d> Trainer<'d> {
     }
 
     /// Dropout of pass `pass` of the next step.
-    fn dropout(&self, pass: usize) -> Option<Dropout> {
+    pub(super) fn dropout(&self, pass: usize) -> Option<Dropout> {
         let probability = self.adapter.config.dropout;
         // Distinct seeds for distinct (seed, step, pass): odd multipliers are bijections of u64.
         let seed = self

@@ -137,6 +137,7 @@ fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
         longest: args.seq_len,
         batch: args.seq_len * args.batch_size,
         target_share: 1.0,
+        clients: 1,
         threads: rayon::current_num_threads(),
     };
     let memory = plan(&workload, args.memory_budget).map_err(CommandError::usage)?;

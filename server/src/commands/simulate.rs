@@ -1,5 +1,7 @@
 //! `fleetune simulate`: a whole federation in one process.
 
+mod memory;
+
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -10,12 +12,12 @@ use clap::Args;
 use fleetune_core::adapter::{Adapter, LoraConfig, Target};
 use fleetune_core::client::TrainingDevice;
 use fleetune_core::data::{DataSource, Dataset, Encoder, Partition, Template};
-use fleetune_core::memory::{MemoryPlan, Workload, plan};
 use fleetune_core::model::{Decoder, LoadedModel};
-use fleetune_core::train::{AnswerLearner, Learner, PreferenceLearner};
+use fleetune_core::train::{AnswerLearner, PreferenceLearner};
 use fleetune_core::update::Codec;
 use serde_json::json;
 
+pub(super) use self::memory::plan_memory;
 use super::engine::{check_context, find_model as find, load_adapter};
 use super::eval::tools::{self, JUDGE_ATTEMPTS, JudgeChoice};
 use super::{CommandError, CommandResult, Context};
@@ -175,6 +177,9 @@ overrides! {
     /// Clients that train at once, sharing the threads; 0 finds out whether that is faster
     #[arg(value_name = "N")]
     clients_at_once: usize => |c, v| c.clients_at_once = v;
+    /// Clients whose batches go through the model in one pass; 0 finds out whether that is faster
+    #[arg(value_name = "N")]
+    clients_per_pass: usize => |c, v| c.clients_per_pass = v;
     /// Learning rate of the first round
     #[arg(value_name = "RATE")]
     lr: f64 => |c, v| c.lr = v;
@@ -305,7 +310,7 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     let environment = Environment {
         device: TrainingDevice {
             decoder: &decoder,
-            memory: plan_memory(&model, &config)?,
+            memory: memory::plan_shared_memory(&model, &config, &fleet, &encoder)?,
             cancel: interrupt.cancel_token(),
         },
         tokenizer,
@@ -485,31 +490,6 @@ pub(super) fn open_dataset(config: &RunConfig) -> Result<Dataset, CommandError> 
         note(dataset.skipped());
     }
     Ok(dataset)
-}
-
-/// How clients lay out their training in memory.
-pub(super) fn plan_memory(
-    model: &LoadedModel,
-    config: &RunConfig,
-) -> Result<MemoryPlan, CommandError> {
-    let lora = config.lora().map_err(CommandError::usage)?;
-    let longest = match config.task {
-        Task::Sft => AnswerLearner::longest(config.seq_len),
-        Task::Dpo => PreferenceLearner::longest(config.seq_len),
-    };
-    let workload = Workload {
-        model: &model.config,
-        model_bytes: model.stored_bytes(),
-        lora: &lora,
-        // What FedProx or SCAFFOLD keeps beside the adapter.
-        extra_adapters: 2,
-        shortest: 1,
-        longest,
-        batch: longest.saturating_mul(config.batch_size * config.grad_accum),
-        target_share: 1.0,
-        threads: rayon::current_num_threads(),
-    };
-    plan(&workload, None).map_err(CommandError::usage)
 }
 
 /// A file that is at fault is a failure; what was asked of it is the user's choice.

@@ -67,6 +67,7 @@ fn run(rounds: u32, clients: u32, group_names: &[&str], floor: f64) -> History {
         }
         records.push(Record::Round(RoundRecord {
             clients_skipped: Vec::new(),
+            clients_per_pass: 1,
             round,
             clients: chosen,
             learning_rate: 1e-3,

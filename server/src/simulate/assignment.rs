@@ -1,8 +1,9 @@
-//! One client's part of one round: what it is given, and its training, which needs nothing else of the
-//! run and so may go on beside others.
+//! Clients' parts of one round: what each is given, and its training, which needs nothing else of the
+//! run and so may go on beside others or through the same passes.
 
 use fleetune_core::client::{
-    ClientError, DeviceMemory, Download, RoundOutcome, RoundPlan, Task, TrainingDevice, train_round,
+    ClientError, DeviceMemory, Download, RoundOutcome, RoundPart, RoundPlan, Task, TrainingDevice,
+    train_rounds,
 };
 use fleetune_core::data::Encoder;
 use fleetune_core::train::{AnswerLearner, Learner, PreferenceLearner, TrainError};
@@ -41,35 +42,52 @@ pub(super) struct Assignment {
 }
 
 impl Assignment {
-    /// Trains.
-    ///
-    /// # Errors
-    /// As [`train_round`].
-    pub fn train(
-        self,
-        fleet: &TrainingFleet<'_>,
-        watch: Watch,
-    ) -> Result<RoundOutcome, ClientError> {
-        match self.plan.task {
-            Task::Sft => self.train_as(&mut AnswerLearner, fleet, watch),
-            Task::Dpo { loss, beta } => {
-                let reference = fleet.references.of_client(self.client);
-                let reference = reference.map_err(TrainError::from)?;
-                let learner = &mut PreferenceLearner { loss, beta, reference };
-                self.train_as(learner, fleet, watch)
-            }
+    /// Whether the clients can share passes: adapters of one shape, and one task.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        self.plan.lora == other.plan.lora && self.plan.task == other.plan.task
+    }
+}
+
+/// Trains the clients of a team, all of whom go with each other, through common passes.
+pub(super) fn train(
+    team: Vec<Assignment>,
+    fleet: &TrainingFleet<'_>,
+    watch: Watch,
+) -> Vec<Result<RoundOutcome, ClientError>> {
+    match team.first().map(|first| first.plan.task) {
+        None => Vec::new(),
+        Some(Task::Sft) => train_as(team, |_| Ok(AnswerLearner), fleet, watch),
+        Some(Task::Dpo { loss, beta }) => {
+            let learner = |client| {
+                let reference = fleet.references.of_client(client).map_err(TrainError::from)?;
+                Ok(PreferenceLearner { loss, beta, reference })
+            };
+            train_as(team, learner, fleet, watch)
         }
     }
+}
 
-    fn train_as<L: Learner>(
-        self,
-        learner: &mut L,
-        fleet: &TrainingFleet<'_>,
-        watch: Watch,
-    ) -> Result<RoundOutcome, ClientError> {
-        let TrainingFleet { device, encoder, data, .. } = fleet;
-        let Self { client, plan, download, memory, order } = self;
-        let samples = data.samples::<L>(client, order, encoder);
-        train_round(device, &plan, &download, memory, learner, samples, watch)
-    }
+fn train_as<L: Learner>(
+    mut team: Vec<Assignment>,
+    learner: impl Fn(u32) -> Result<L, ClientError>,
+    fleet: &TrainingFleet<'_>,
+    watch: Watch,
+) -> Vec<Result<RoundOutcome, ClientError>> {
+    let learners = team.iter().map(|assignment| learner(assignment.client));
+    let mut learners = match learners.collect::<Result<Vec<L>, ClientError>>() {
+        Ok(learners) => learners,
+        Err(error) => {
+            // The run ends with the first error.
+            let others = team.iter().skip(1).map(|_| Err(ClientError::Stopped));
+            return std::iter::once(Err(error)).chain(others).collect();
+        }
+    };
+    let TrainingFleet { device, encoder, data, .. } = fleet;
+    let given = team.iter_mut().zip(&mut learners);
+    let parts = given.map(|(assignment, learner)| {
+        let Assignment { client, plan, download, memory, order } = assignment;
+        let rows = data.samples::<L>(*client, std::mem::take(order), encoder);
+        RoundPart { plan, download, memory: std::mem::take(memory), learner, rows }
+    });
+    train_rounds(device, parts.collect(), watch)
 }

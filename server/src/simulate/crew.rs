@@ -1,9 +1,10 @@
 //! Clients that train at once.
 //!
-//! One client on all cores, or several on a few cores each: which is faster depends on the machine, the
-//! model and the rows. So a crew tries both on the run's own clients and stays with the faster way.
-//! Nothing else depends on it: a client computes the same bits on any number of threads, and outcomes
-//! are handed over in the clients' order.
+//! One client on all cores, several on a few cores each, or several through one pass of the model:
+//! which is fastest depends on the machine, the model and the rows. So a crew tries what may be worth it
+//! on the run's own clients and stays with the fastest way. Nothing else depends on it: on the
+//! processor a client computes the same bits on any number of threads and in anybody's company, and
+//! outcomes are handed over in the clients' order.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -23,131 +24,161 @@ pub(super) struct Trained {
     pub seconds: f64,
 }
 
-/// Sees a client's step and says whether to go on.
-pub(super) type Watch<'w> = &'w mut dyn FnMut(&StepReport) -> ControlFlow<()>;
+/// Sees a step of one of a team's clients, named by its place, and says whether to go on.
+pub(super) type Watch<'w> = &'w mut dyn FnMut(usize, &StepReport) -> ControlFlow<()>;
+
+/// How many clients may train at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Clients that share the threads; `None` finds out.
+    pub at_once: Option<NonZeroUsize>,
+    /// Clients that share a pass; `None` finds out.
+    pub per_pass: Option<NonZeroUsize>,
+    /// Clients that are worth sharing a pass, as the memory plan sees it.
+    pub worth_sharing: usize,
+    /// Clients of a round.
+    pub clients: usize,
+    /// Memory that one client's training takes.
+    pub client_bytes: u64,
+}
 
 /// The threads of clients that train at once.
 #[derive(Debug)]
 pub(super) struct Crew {
-    /// A pool for each client of a wave; none where clients train one after the other.
+    /// A pool for each team of a wave; none where teams train one after the other.
     pools: Vec<Threads>,
     trial: Trial,
 }
 
-/// Which way is faster, as far as it is known.
-#[derive(Debug, Default)]
+/// Which way is fastest, as far as it is known.
+#[derive(Debug)]
 struct Trial {
+    /// The ways to try, one a wave.
+    ways: Vec<Way>,
     /// Waves trained so far, until the trial is over.
     waves: usize,
-    /// The most tokens a second that one client reached, and several together.
-    alone: f64,
-    together: f64,
-    decided: Option<Way>,
+    /// The fastest so far, and its tokens a second.
+    best: Option<(Way, f64)>,
 }
 
+/// How a wave trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Alone,
-    Together,
+struct Way {
+    /// Teams, which share the threads.
+    teams: usize,
+    /// Clients of a team, which share passes.
+    members: usize,
 }
 
 impl Trial {
-    /// One client is tried twice, since the first of a run also brings the model into memory.
-    const WAYS: [Way; 3] = [Way::Alone, Way::Together, Way::Alone];
+    /// A trial of `ways`. The first is tried twice, since the first wave of a run also brings the
+    /// model into memory.
+    fn new(mut ways: Vec<Way>) -> Self {
+        ways.dedup();
+        if ways.len() > 1 {
+            ways.push(ways[0]);
+        }
+        Self { ways, waves: 0, best: None }
+    }
 
     fn way(&self) -> Way {
-        self.decided.unwrap_or(Self::WAYS[self.waves.min(Self::WAYS.len() - 1)])
+        let tried = self.ways.get(self.waves).filter(|_| self.ways.len() > 1);
+        let best = self.best.map(|(way, _)| way).or(self.ways.first().copied());
+        tried.copied().or(best).unwrap_or(Way { teams: 1, members: 1 })
     }
 
     fn observe(&mut self, way: Way, tokens_per_second: f64) {
-        if self.decided.is_some() || way != self.way() {
+        if self.waves >= self.ways.len() || self.ways.len() < 2 || way != self.way() {
             return;
         }
-        let best = match way {
-            Way::Alone => &mut self.alone,
-            Way::Together => &mut self.together,
-        };
-        *best = best.max(tokens_per_second);
+        tracing::debug!("{way}: {tokens_per_second:.0} tokens/s");
+        if self.best.is_none_or(|(_, best)| tokens_per_second > best) {
+            self.best = Some((way, tokens_per_second));
+        }
         self.waves += 1;
-        if self.waves == Self::WAYS.len() {
-            let faster = if self.together > self.alone { Way::Together } else { Way::Alone };
-            tracing::info!(
-                "clients train {} from now on: {:.0} tokens/s at once, {:.0} one after the other",
-                if faster == Way::Together { "at once" } else { "one after the other" },
-                self.together,
-                self.alone
-            );
-            self.decided = Some(faster);
+        if let Some((way, rate)) = self.best.filter(|_| self.waves == self.ways.len()) {
+            tracing::info!("clients train {way} from now on: {rate:.0} tokens/s");
+        }
+    }
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.teams, self.members) {
+            (1, 1) => f.write_str("one after the other"),
+            (1, members) => write!(f, "{members} in one pass"),
+            (teams, 1) => write!(f, "{teams} at once"),
+            (teams, members) => write!(f, "{teams} times {members} in one pass at once"),
         }
     }
 }
 
 impl Crew {
-    /// A crew for rounds of `clients` clients that shares `threads` threads among `at_once` of them.
-    /// Of `None`, it shares them among as many as there are threads, if that turns out to be faster
-    /// than one at a time, and if half of the memory that is free holds them: one takes up to
-    /// `client_bytes`.
+    /// A crew whose clients share `threads` threads. Where `limits` leave it open, it tries one client
+    /// at a time, as many at once as there are threads if half of the memory that is free holds them,
+    /// and as many in a pass as are worth it.
     ///
     /// # Errors
     /// When the system refuses to start threads.
-    pub fn new(
-        threads: usize,
-        at_once: Option<NonZeroUsize>,
-        clients: usize,
-        client_bytes: u64,
-    ) -> Result<Self, ThreadsError> {
-        let mut trial = Trial::default();
-        let size = match at_once {
-            Some(size) => {
-                trial.decided = Some(Way::Together);
-                size.get()
-            }
-            None => {
-                let free = available_memory_bytes().unwrap_or(u64::MAX);
-                threads.min(usize::try_from(free / 2 / client_bytes.max(1)).unwrap_or(usize::MAX))
-            }
+    pub fn new(threads: usize, limits: Limits) -> Result<Self, ThreadsError> {
+        let Limits { at_once, per_pass, worth_sharing, clients, client_bytes } = limits;
+        let most = clients.max(1);
+        let members = per_pass.map_or(1, NonZeroUsize::get).min(most);
+        let free = available_memory_bytes().unwrap_or(u64::MAX) / 2 / client_bytes.max(1);
+        let fitting = threads.min(usize::try_from(free).unwrap_or(usize::MAX)).max(1);
+        let teams = at_once.map_or(fitting, NonZeroUsize::get).min(most.div_ceil(members));
+        let mut ways = match (at_once, per_pass) {
+            (Some(_), _) => vec![Way { teams, members }],
+            (None, Some(per_pass)) if per_pass.get() > 1 => vec![Way { teams: 1, members }],
+            (None, _) => vec![Way { teams: 1, members: 1 }, Way { teams, members: 1 }],
         };
-        let size = size.min(clients);
-        if size < 2 {
-            return Ok(Self { pools: Vec::new(), trial });
+        if at_once.is_none() && per_pass.is_none() && worth_sharing > 1 {
+            ways.push(Way { teams: 1, members: worth_sharing.min(most) });
         }
-        let pools = (0..size).map(|_| Threads::new((threads / size).max(1)));
-        Ok(Self { pools: pools.collect::<Result<_, _>>()?, trial })
+        let size = ways.iter().map(|way| way.teams).max().unwrap_or(1);
+        let pools = (0..size).filter(|_| size > 1).map(|_| Threads::new((threads / size).max(1)));
+        Ok(Self { pools: pools.collect::<Result<_, _>>()?, trial: Trial::new(ways) })
     }
 
-    /// How many of `left` clients to train next.
-    pub fn wave(&self, left: usize) -> usize {
-        match self.trial.way() {
-            Way::Together if left > 1 => self.pools.len().clamp(1, left),
-            _ => left.min(1),
-        }
+    /// How many of `left` clients to train next, in teams of how many.
+    pub fn wave(&self, left: usize) -> (usize, usize) {
+        let Way { teams, members } = self.trial.way();
+        (left.min(teams * members), members)
     }
 
-    /// Trains the clients of a wave with `train`, and yields what each made, in their order. `step`
-    /// sees every step and whose it was, on the caller's thread; where it says to stop, all do.
+    /// Trains the teams of a wave with `train`, and yields what each client made, in their order.
+    /// `step` sees every step and whose it was, on the caller's thread; where it says to stop, all do.
     pub fn train<J: Send>(
         &mut self,
-        wave: Vec<J>,
-        train: impl Fn(J, Watch) -> Result<RoundOutcome, ClientError> + Sync,
+        wave: Vec<Vec<J>>,
+        train: impl Fn(Vec<J>, Watch) -> Vec<Result<RoundOutcome, ClientError>> + Sync,
         mut step: impl FnMut(usize, &StepReport) -> ControlFlow<()>,
     ) -> Vec<Trained> {
-        let timed = |job, watch: Watch| {
+        let timed = |team: Vec<J>, watch: Watch| {
             let started = Instant::now();
-            let outcome = train(job, watch);
-            Trained { outcome, seconds: started.elapsed().as_secs_f64() }
+            let outcomes = train(team, watch);
+            shares(outcomes, started.elapsed().as_secs_f64())
         };
-        let (started, size) = (Instant::now(), wave.len());
-        let trained: Vec<Trained> = match size {
-            0 | 1 => {
-                wave.into_iter().map(|job| timed(job, &mut |report| step(0, report))).collect()
-            }
-            _ => self.together(wave, &timed, step),
-        };
+        let (started, teams) = (Instant::now(), wave.len());
+        let members = wave.first().map_or(0, Vec::len);
+        let size = wave.iter().map(Vec::len).sum::<usize>();
+        let mut trained: Vec<Trained> = Vec::with_capacity(size);
+        let mut waiting = wave.into_iter().peekable();
+        // A wave of clients that cannot share passes has more teams than there are pools.
+        while waiting.peek().is_some() {
+            let some: Vec<Vec<J>> = waiting.by_ref().take(self.pools.len().max(1)).collect();
+            let first = trained.len();
+            let mut step = |client: usize, report: &StepReport| step(first + client, report);
+            trained.extend(match some.len() {
+                1 => some.into_iter().flat_map(|team| timed(team, &mut step)).collect(),
+                _ => self.together(some, &timed, step),
+            });
+        }
         let outcomes = trained.iter().flat_map(|trained| &trained.outcome);
         let tokens: u64 = outcomes.map(|outcome| outcome.report.tokens).sum();
-        // The last clients of a round may be too few to fill the pools: that says nothing.
-        let way = if size == 1 { Way::Alone } else { Way::Together };
-        if way == Way::Alone || size == self.pools.len() {
+        // The last clients of a round may be too few for the way: that says nothing of it.
+        if size == teams * members {
+            let way = Way { teams, members };
             self.trial.observe(way, tokens as f64 / started.elapsed().as_secs_f64());
         }
         trained
@@ -155,39 +186,55 @@ impl Crew {
 
     fn together<J: Send>(
         &self,
-        wave: Vec<J>,
-        train: &(impl Fn(J, Watch) -> Trained + Sync),
+        wave: Vec<Vec<J>>,
+        train: &(impl Fn(Vec<J>, Watch) -> Vec<Trained> + Sync),
         mut step: impl FnMut(usize, &StepReport) -> ControlFlow<()>,
     ) -> Vec<Trained> {
         let stop = &AtomicBool::new(false);
         let (sender, steps) = mpsc::channel();
         std::thread::scope(|scope| {
-            let trainings = wave.into_iter().zip(&self.pools).enumerate();
-            let trainings: Vec<_> = trainings
-                .map(|(i, (job, pool))| {
-                    let sender = sender.clone();
-                    let mut watch = move |report: &StepReport| {
+            let mut first = 0;
+            let teams = wave.into_iter().zip(&self.pools);
+            let trainings: Vec<_> = teams
+                .map(|(team, pool)| {
+                    let (sender, place) = (sender.clone(), first);
+                    first += team.len();
+                    let mut watch = move |member: usize, report: &StepReport| {
                         // The receiver outlives all trainings.
-                        let _ = sender.send((i, *report));
+                        let _ = sender.send((place + member, *report));
                         match stop.load(Ordering::Relaxed) {
                             true => ControlFlow::Break(()),
                             false => ControlFlow::Continue(()),
                         }
                     };
-                    scope.spawn(move || pool.run(|| train(job, &mut watch)))
+                    scope.spawn(move || pool.run(|| train(team, &mut watch)))
                 })
                 .collect();
             drop(sender);
-            for (i, report) in steps {
-                if step(i, &report).is_break() {
+            for (client, report) in steps {
+                if step(client, &report).is_break() {
                     stop.store(true, Ordering::Relaxed);
                 }
             }
-            let done = |training: std::thread::ScopedJoinHandle<'_, Trained>| training.join();
+            let done = |training: std::thread::ScopedJoinHandle<'_, _>| training.join();
             let rethrown = |panic| std::panic::resume_unwind(panic);
-            trainings.into_iter().map(|training| done(training).unwrap_or_else(rethrown)).collect()
+            let trained = trainings.into_iter();
+            trained.flat_map(|training| done(training).unwrap_or_else(rethrown)).collect()
         })
     }
+}
+
+/// A team's time, shared by what each of its clients computed.
+fn shares(outcomes: Vec<Result<RoundOutcome, ClientError>>, seconds: f64) -> Vec<Trained> {
+    let tokens = |outcome: &Result<RoundOutcome, ClientError>| {
+        outcome.as_ref().map_or(0.0, |outcome| outcome.report.tokens as f64)
+    };
+    let all: f64 = outcomes.iter().map(tokens).sum();
+    let shared = outcomes.into_iter().map(|outcome| {
+        let seconds = if all > 0.0 { seconds * tokens(&outcome) / all } else { seconds };
+        Trained { outcome, seconds }
+    });
+    shared.collect()
 }
 
 #[cfg(test)]
@@ -198,7 +245,19 @@ mod tests {
     use super::*;
 
     fn crew(size: usize) -> Crew {
-        Crew::new(size, NonZeroUsize::new(size), size, 0).unwrap()
+        Crew::new(size, limits(Some(size), Some(1), size)).unwrap()
+    }
+
+    fn limits(at_once: Option<usize>, per_pass: Option<usize>, clients: usize) -> Limits {
+        let [at_once, per_pass] = [at_once, per_pass].map(|n| n.and_then(NonZeroUsize::new));
+        Limits { at_once, per_pass, worth_sharing: 1, clients, client_bytes: 0 }
+    }
+
+    fn each<J>(
+        team: Vec<J>,
+        train: impl FnMut(J) -> Result<RoundOutcome, ClientError>,
+    ) -> Vec<Result<RoundOutcome, ClientError>> {
+        team.into_iter().map(train).collect()
     }
 
     fn outcome(tokens: u64) -> Result<RoundOutcome, ClientError> {
@@ -213,19 +272,21 @@ mod tests {
     #[test]
     fn outcomes_come_in_the_order_of_the_clients_however_long_they_take() {
         let mut crew = crew(3);
-        assert_eq!((crew.wave(5), crew.wave(2), crew.wave(1), crew.wave(0)), (3, 2, 1, 0));
+        assert_eq!([5, 2, 1, 0].map(|left| crew.wave(left).0), [3, 2, 1, 0]);
         let (first, rest) = mpsc::channel::<()>();
         let rest = std::sync::Mutex::new(rest);
         // The first client waits until the last one is done.
         let trained = crew.train(
-            vec![0, 1, 2],
-            |client, _| {
-                match client {
-                    0 => rest.lock().unwrap().recv().unwrap(),
-                    2 => first.send(()).unwrap(),
-                    _ => {}
-                }
-                outcome(client)
+            vec![vec![0], vec![1], vec![2]],
+            |team, _| {
+                each(team, |client| {
+                    match client {
+                        0 => rest.lock().unwrap().recv().unwrap(),
+                        2 => first.send(()).unwrap(),
+                        _ => {}
+                    }
+                    outcome(client)
+                })
             },
             |_, _| ControlFlow::Continue(()),
         );
@@ -237,11 +298,11 @@ mod tests {
     #[test]
     fn who_says_stop_to_one_client_stops_all() {
         let mut crew = crew(2);
-        let train = |_, watch: Watch| {
-            while watch(&StepReport::default()).is_continue() {}
-            Err(ClientError::Stopped)
+        let train = |team, watch: Watch| {
+            while watch(0, &StepReport::default()).is_continue() {}
+            each(team, |_: i32| Err(ClientError::Stopped))
         };
-        let trained = crew.train(vec![0, 1], train, |client, _| match client {
+        let trained = crew.train(vec![vec![0], vec![1]], train, |client, _| match client {
             0 => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),
         });
@@ -249,13 +310,60 @@ mod tests {
     }
 
     #[test]
-    fn a_crew_stays_with_the_faster_way() {
-        for (together, chosen) in [(30.0, Way::Together), (10.0, Way::Alone)] {
-            let mut trial = Trial::default();
-            for rate in [5.0, together, 20.0] {
+    fn a_crew_stays_with_the_fastest_way() {
+        let ways = [(1, 1), (4, 1), (1, 6)].map(|(teams, members)| Way { teams, members });
+        for (rates, fastest) in
+            [([20.0, 30.0, 25.0], 1), ([20.0, 10.0, 15.0], 0), ([2.0, 3.0, 9.0], 2)]
+        {
+            let mut trial = Trial::new(ways.to_vec());
+            // The first wave is slow for reasons of its own.
+            for rate in [1.0, rates[1], rates[2], rates[0]] {
                 trial.observe(trial.way(), rate);
             }
-            assert_eq!(trial.decided, Some(chosen));
+            assert_eq!(trial.way(), ways[fastest]);
         }
+    }
+
+    #[test]
+    fn more_teams_than_pools_all_train_and_keep_their_places() {
+        for at_once in [1, 2] {
+            let mut crew = Crew::new(4, limits(Some(at_once), Some(2), 9)).unwrap();
+            let mut seen = Vec::new();
+            let train = |team: Vec<u64>, watch: Watch| {
+                let _ = (0..team.len()).all(|i| watch(i, &StepReport::default()).is_continue());
+                each(team, outcome)
+            };
+            let wave = vec![vec![0, 1], vec![2], vec![3, 4], vec![5], vec![6]];
+            let trained = crew.train(wave, train, |client, _| {
+                seen.push(client);
+                ControlFlow::Continue(())
+            });
+            let tokens = trained.iter().map(|t| t.outcome.as_ref().unwrap().report.tokens);
+            assert!(tokens.eq(0..7));
+            seen.sort_unstable();
+            assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6]);
+        }
+    }
+
+    #[test]
+    fn what_is_decided_beforehand_is_not_tried() {
+        let way = |at_once, per_pass| {
+            let limits = Limits { worth_sharing: 5, ..limits(at_once, per_pass, 20) };
+            let trial = Crew::new(4, limits).unwrap().trial;
+            (trial.ways.len(), trial.way().teams, trial.way().members)
+        };
+        assert_eq!(way(Some(1), Some(8)), (1, 1, 8));
+        assert_eq!(way(Some(3), Some(8)), (1, 3, 8));
+        assert_eq!(way(Some(2), None), (1, 2, 1));
+        assert_eq!(way(None, Some(100)), (1, 1, 20));
+        // One after the other, at once, in one pass, and the first once more.
+        assert_eq!(way(None, None).0, 4);
+    }
+
+    #[test]
+    fn the_clients_of_a_team_share_its_time() {
+        let trained = shares(vec![outcome(30), outcome(10), Err(ClientError::Stopped)], 8.0);
+        let seconds: Vec<f64> = trained.iter().map(|trained| trained.seconds).collect();
+        assert_eq!(seconds, [6.0, 2.0, 0.0]);
     }
 }

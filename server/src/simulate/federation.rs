@@ -14,11 +14,11 @@ use std::time::Instant;
 use fleetune_core::adapter::{Adapter, AdapterError, ParameterSet};
 use fleetune_core::client::{ClientError, DeviceMemory, RoundOutcome};
 
-use super::assignment::{Assignment, TrainingFleet};
+use super::assignment::{self, Assignment, TrainingFleet};
 use super::checkpoint::{Checkpoint, Checkpoints, ServerFiles};
 use super::client_store::ClientStore;
 use super::config::RunConfig;
-use super::crew::{Crew, Trained};
+use super::crew::{Crew, Limits, Trained};
 use super::environment::Environment;
 use super::error::SimulateError;
 use super::evaluation::measure;
@@ -169,12 +169,15 @@ impl<'a> Federation<'a> {
             _ => None,
         };
         let server = Server::new(config, &adapter.parameters, &server, round)?;
-        let crew = Crew::new(
-            rayon::current_num_threads(),
-            NonZeroUsize::new(config.clients_at_once),
-            clients(config, round).len(),
-            environment.device.memory.peak_bytes,
-        )?;
+        let memory = &environment.device.memory;
+        let limits = Limits {
+            at_once: NonZeroUsize::new(config.clients_at_once),
+            per_pass: NonZeroUsize::new(config.clients_per_pass),
+            worth_sharing: memory.clients,
+            clients: clients(config, round).len(),
+            client_bytes: memory.peak_bytes,
+        };
+        let crew = Crew::new(rayon::current_num_threads(), limits)?;
         let keeps_residuals = server.shares() && config.codec.needs_feedback();
         let residuals = keeps_residuals
             .then(|| ClientStore::open(&folder.join("residuals"), oldest, round))
@@ -231,6 +234,7 @@ impl<'a> Federation<'a> {
             round,
             clients: Vec::with_capacity(clients.len()),
             clients_skipped: Vec::new(),
+            clients_per_pass: 0,
             learning_rate,
             loss: None,
             change_norm: 0.0,
@@ -244,9 +248,12 @@ impl<'a> Federation<'a> {
         let (mut loss_sum, mut loss_terms) = (0.0, 0);
         let mut waiting = &clients[..];
         while !waiting.is_empty() {
-            let (wave, later) = waiting.split_at(self.crew.wave(waiting.len()));
+            let (size, members) = self.crew.wave(waiting.len());
+            let (wave, later) = waiting.split_at(size);
             waiting = later;
-            for (client, trained) in self.train(round, wave, observer)? {
+            let (shared, trained) = self.train(round, wave, members, observer)?;
+            record.clients_per_pass = record.clients_per_pass.max(shared);
+            for (client, trained) in trained {
                 let Some((outcome, update)) = self.received(round, client, trained)? else {
                     record.clients_skipped.push(client.id);
                     continue;
@@ -279,26 +286,38 @@ impl<'a> Federation<'a> {
         self.commit(started.elapsed().as_secs_f64(), observer)
     }
 
-    /// Lets the clients of a wave train.
+    /// Lets the clients of a wave train, in teams of at most `members` that share passes; yields the
+    /// size of the largest team, too.
     fn train(
         &mut self,
         round: u32,
         wave: &[u32],
+        members: usize,
         observer: &mut dyn Observer,
-    ) -> Result<Vec<(Served, Trained)>, SimulateError> {
+    ) -> Result<(usize, Vec<(Served, Trained)>), SimulateError> {
         let assign = |&client: &u32| self.assign(round, client);
         let assignments = wave.iter().map(assign).collect::<Result<Vec<_>, _>>()?;
         let served: Vec<Served> = assignments.iter().map(Served::of).collect();
+        let mut teams: Vec<Vec<Assignment>> = Vec::new();
+        for assignment in assignments {
+            match teams.last_mut() {
+                Some(team) if team.len() < members && team[0].goes_with(&assignment) => {
+                    team.push(assignment);
+                }
+                _ => teams.push(vec![assignment]),
+            }
+        }
+        let largest = teams.iter().map(Vec::len).max().unwrap_or(0);
         let fleet = TrainingFleet::of(self.environment);
         let trained = self.crew.train(
-            assignments,
-            |assignment, watch| assignment.train(&fleet, watch),
+            teams,
+            |team, watch| assignment::train(team, &fleet, watch),
             |i, step| match tell(observer, Event::Stepped { round, client: wave[i], step }) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             },
         );
-        Ok(served.into_iter().zip(trained).collect())
+        Ok((largest, served.into_iter().zip(trained).collect()))
     }
 
     /// What client `client` is given.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use fleetune_core::data::{
     Content, Dataset, DatasetError, Encoder, HoldOut, HoldOutError, PartitionError, Record, Shard,
 };
-use fleetune_core::train::Learner;
+use fleetune_core::train::{Learner, SampleLengths};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
@@ -152,6 +152,17 @@ impl Fleet {
             [] => Ok(()),
             rows => check("held-out rows", rows.iter().map(|held_out| held_out.row).collect()),
         }
+    }
+
+    /// How long the rows are, held-out ones included.
+    ///
+    /// # Errors
+    /// When a row cannot be read or tokenised.
+    pub fn lengths<L: Learner>(
+        &self,
+        encoder: &Encoder<'_>,
+    ) -> Result<SampleLengths, DatasetError> {
+        SampleLengths::probe::<L>(&self.dataset, encoder)
     }
 
     /// Rows that client `client` holds.

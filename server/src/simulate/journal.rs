@@ -80,6 +80,9 @@ pub struct RoundRecord {
     /// Clients that were drawn and had no row with anything to learn.
     #[serde(default)]
     pub clients_skipped: Vec<u32>,
+    /// The most clients that shared a pass of the model.
+    #[serde(default)]
+    pub clients_per_pass: usize,
     /// The clients' learning rate.
     pub learning_rate: f64,
     /// Mean training loss over all clients, per supervised token or (preferences) pair; absent when

@@ -331,6 +331,7 @@ fn memory_plan<L: Learner>(
         longest: lengths.longest,
         batch: lengths.mean.saturating_mul(options.rows_per_step),
         target_share: lengths.target_share,
+        clients: 1,
         threads: rayon::current_num_threads(),
     };
     Ok(plan(&workload, options.memory_budget)?)

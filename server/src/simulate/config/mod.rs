@@ -110,6 +110,8 @@ pub struct RunConfig {
     pub grad_accum: usize,
     /// Clients that train at once, sharing the threads; 0 finds out whether that is faster.
     pub clients_at_once: usize,
+    /// Clients whose batches go through the model in one pass; 0 finds out whether that is faster.
+    pub clients_per_pass: usize,
     /// Learning rate of the first round.
     pub lr: f64,
     /// How the learning rate changes over rounds.
@@ -232,6 +234,7 @@ impl Default for RunConfig {
             batch_size: 8,
             grad_accum: 1,
             clients_at_once: 0,
+            clients_per_pass: 0,
             lr: 5e-4,
             lr_schedule: LearningRateSchedule::Cosine,
             lr_min: 1e-6,
@@ -261,7 +264,8 @@ impl Default for RunConfig {
 
 /// Keys that say where and how long things are kept, not what is computed: a run may resume with
 /// other values.
-const FREE_ON_RESUME: [&str; 3] = ["out", "keep_checkpoints", "clients_at_once"];
+const FREE_ON_RESUME: [&str; 4] =
+    ["out", "keep_checkpoints", "clients_at_once", "clients_per_pass"];
 
 impl RunConfig {
     /// Reads a configuration file; absent keys have their defaults.
