@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use candle_core::Device;
 
+use crate::memory;
+
 /// A device as a user names it: `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
@@ -27,7 +29,9 @@ pub enum DeviceError {
     #[error("unknown device {0:?}: use auto, cpu, cuda, cuda:N or metal")]
     Unknown(String),
     /// The build lacks the device's support.
-    #[error("this build has no {0} support: build with `--features {0}`, or use --device cpu")]
+    #[error(
+        "this build has no {0} support: docs/gpu.md tells how to build one, or use --device cpu"
+    )]
     NotBuilt(&'static str),
     /// The device is not there or does not answer.
     #[error("cannot use device {device}: {source}")]
@@ -87,6 +91,31 @@ impl DeviceChoice {
             }
         }
     }
+}
+
+/// Bytes of a GPU's own memory that are free; `None` for the processor, and where the driver does not
+/// tell.
+pub fn free_gpu_bytes(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => {
+            let (free, _) = candle_core::cuda::cudarc::driver::result::mem_get_info().ok()?;
+            Some(free as u64)
+        }
+        _ => None,
+    }
+}
+
+/// What a pass costs on `device` beside the products of its tokens ([`memory::Workload::pass_cost`]).
+pub fn pass_cost(device: &Device) -> f64 {
+    if device.is_cpu() { memory::PROCESSOR_PASS } else { memory::GPU_PASS }
+}
+
+/// The most memory that training takes on `device` where the user says nothing: nine tenths of what a
+/// GPU has free; `None` for the processor, where the plan has a default of its own.
+pub fn default_budget(device: &Device, model_bytes: u64) -> Option<u64> {
+    // Weights lie on the card already; a plan counts them.
+    free_gpu_bytes(device).map(|free| free / 10 * 9 + model_bytes)
 }
 
 #[cfg(test)]

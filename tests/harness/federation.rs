@@ -7,7 +7,7 @@ use candle_core::Device;
 use fleetune_core::client::TrainingDevice;
 use fleetune_core::data::{Dataset, Encoder};
 use fleetune_core::kernels::Precision;
-use fleetune_core::memory::{MemoryPlan, Workload, plan};
+use fleetune_core::memory::{MemoryPlan, PROCESSOR_PASS, Workload, plan};
 use fleetune_core::model::{CancelToken, Decoder, LoadedModel};
 use fleetune_server::simulate::SimulateError;
 use fleetune_server::simulate::config::RunConfig;
@@ -48,6 +48,7 @@ impl StandIn {
             batch: 2 * config.seq_len * config.batch_size,
             target_share: 1.0,
             clients: 1,
+            pass_cost: PROCESSOR_PASS,
             threads: 1,
         };
         // Runs that decide by themselves try clients in one pass, too.

@@ -11,7 +11,7 @@ use fleetune_core::client::{
 };
 use fleetune_core::data::{TokenizedExample, TokenizedPair};
 use fleetune_core::kernels::Precision;
-use fleetune_core::memory::{Workload, plan as plan_memory};
+use fleetune_core::memory::{PROCESSOR_PASS, Workload, plan as plan_memory};
 use fleetune_core::model::{CancelToken, Decoder, LoadedModel};
 use fleetune_core::train::{AnswerLearner, PreferenceLearner, PreferenceLoss, Reference};
 use fleetune_core::update::Codec;
@@ -45,6 +45,7 @@ impl Client {
             batch: 256,
             target_share: 1.0,
             clients: 1,
+            pass_cost: PROCESSOR_PASS,
             threads: 1,
         };
         let memory = plan_memory(&workload, None).unwrap();

@@ -1,7 +1,7 @@
 //! Federations from end to end, on a tiny model: what they leave, what they learn, and that a run
 //! which is stopped anywhere ends as if it had not been.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -152,6 +152,43 @@ fn clients_that_share_passes_end_with_the_same_bits() {
             assert_eq!(same_files, files, "{name}, {per_pass} a pass");
             assert_eq!(same_records, records, "{name}, {per_pass} a pass");
         }
+    }
+}
+
+/// Of a large fleet, only who has trained leaves anything behind.
+#[test]
+fn a_large_fleet_keeps_state_of_those_alone_who_have_trained() {
+    let model = StandIn::load();
+    let folder = tempfile::tempdir().unwrap();
+    let rows: String = (0..4000)
+        .map(|i| format!("{{\"instruction\":\"Say {i}\",\"response\":\"{i}\"}}\n"))
+        .collect();
+    let path = folder.path().join("rows.jsonl");
+    fs::write(&path, rows).unwrap();
+    let source = DataSource { files: vec![path], ..DataSource::default() };
+    let config = RunConfig {
+        algorithm: Algorithm::Scaffold,
+        codec: "top-k:0.2+int8".parse().unwrap(),
+        clients: 3000,
+        sample: 30,
+        rounds: 2,
+        steps: 1,
+        batch_size: 1,
+        eval_rows: 4,
+        ..small_config()
+    };
+    let out = folder.path().join("run");
+    let dataset = Dataset::open("instruction", &source, None).unwrap();
+    model.simulate_on(dataset, &config, &out, &mut watch()).unwrap();
+    let history = history(&out);
+    let trained: BTreeSet<String> =
+        history.clients.iter().map(|record| record.client.to_string()).collect();
+    assert!((30..=60).contains(&trained.len()), "{}", trained.len());
+    for kind in ["clients", "residuals"] {
+        let kept = fs::read_dir(out.join(kind)).unwrap();
+        let kept: BTreeSet<String> =
+            kept.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(kept, trained, "{kind}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Builds for other platforms. Each needs its platform's tools, and says which are missing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -23,6 +23,9 @@ const ARM64_TOOLS: [(&str, &str); 5] = [
     ("AR_aarch64_unknown_linux_gnu", "aarch64-linux-gnu-ar"),
 ];
 
+/// The cards that a CUDA build is for unless CUDA_COMPUTE_CAP says otherwise: Hopper.
+const CUDA_CAPABILITY: &str = "90";
+
 /// Builds for a platform.
 pub fn build(target: &str) -> Result<()> {
     match target {
@@ -34,7 +37,10 @@ pub fn build(target: &str) -> Result<()> {
             .and_then(|()| linux_arm64("fleetune-ffi", &["test", "--release"], &[]))
             .and_then(|()| linux_arm64("fleetune-ffi", &["build", "--profile", "app"], &[])),
         "wheel" => wheel(),
-        other => bail!("unknown target {other}: android, android-check, ios, linux-arm64, wheel"),
+        "cuda" => cuda(),
+        other => {
+            bail!("unknown target {other}: android, android-check, cuda, ios, linux-arm64, wheel")
+        }
     }
 }
 
@@ -85,6 +91,41 @@ fn linux_arm64(package: &str, command: &[&str], arguments: &[&str]) -> Result<()
     args.extend(["--target", ARM64, "-p", package]);
     args.extend(arguments);
     run("cargo", &args, &ARM64_TOOLS)
+}
+
+/// The command line for NVIDIA cards, with an installed toolkit (CUDA_HOME) or, where there is none,
+/// one made of wheels. It is linked against the driver, so it starts only where there is one: a build
+/// of its own, in a folder of its own.
+fn cuda() -> Result<()> {
+    let made = target_dir().join("cuda-toolkit");
+    let installed = std::env::var("CUDA_HOME").ok().map(PathBuf::from);
+    let home = match installed {
+        Some(home) => home,
+        None => {
+            run("sh", &["tests/gpu/toolkit.sh", &made.to_string_lossy()], &[])?;
+            made
+        }
+    };
+    let home = home.canonicalize()?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{path}", home.join("bin").display());
+    let (stub, library) = (home.join("stub"), home.join("lib64"));
+    let flags = [&stub, &library].map(|folder| format!("-Lnative={}", folder.display())).join(" ");
+    let capability = std::env::var("CUDA_COMPUTE_CAP").unwrap_or(CUDA_CAPABILITY.into());
+    let target = target_dir().join("cuda");
+    let (home, target) = (home.to_string_lossy(), target.to_string_lossy());
+    let args = ["build", "--release", "-p", "fleetune-server", "--features", "cuda"];
+    let environment = [
+        ("CUDA_HOME", &*home),
+        ("CUDA_PATH", &*home),
+        ("CUDA_COMPUTE_CAP", &*capability),
+        ("PATH", &*path),
+        ("RUSTFLAGS", &*flags),
+        ("CARGO_TARGET_DIR", &*target),
+    ];
+    run("cargo", &args, &environment)?;
+    eprintln!("{target}/release/fleetune; start it with tests/gpu/fleetune-cuda");
+    Ok(())
 }
 
 fn wheel() -> Result<()> {

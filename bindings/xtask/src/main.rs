@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "\
 cargo xtask bindings             builds the library and generates the Kotlin, Swift and Python sources
 cargo xtask bindings --check     fails where bindings/api.txt is not what the library offers
-cargo xtask build TARGET         android | android-check | ios | linux-arm64 | wheel
+cargo xtask build TARGET         android | android-check | cuda | ios | linux-arm64 | wheel
 cargo xtask sizes                what of the stripped library is whose";
 
 fn main() -> ExitCode {

@@ -12,6 +12,7 @@ use super::round::{ClientError, RoundOutcome, Task, TrainingDevice, train_round}
 use super::trainer::{LocalTrainer, TrainerError, Work};
 use crate::adapter::{Adapter, LoraConfig};
 use crate::data::{Dataset, Encoder, RowOrder};
+use crate::device::{default_budget, pass_cost};
 use crate::kernels::Precision;
 use crate::memory::{MemoryPlan, Workload, plan};
 use crate::model::{CancelToken, Decoder, LoadedModel};
@@ -198,9 +199,13 @@ impl EngineTrainer {
             batch: lengths.mean.saturating_mul(batch_size),
             target_share: lengths.target_share,
             clients: 1,
+            pass_cost: pass_cost(model.decoder.device()),
             threads: rayon::current_num_threads(),
         };
-        plan(&workload, self.settings.memory_budget).map_err(TrainerError::round)
+        let device = model.decoder.device();
+        let budget = self.settings.memory_budget;
+        let budget = budget.or_else(|| default_budget(device, workload.model_bytes));
+        plan(&workload, budget).map_err(TrainerError::round)
     }
 }
 

@@ -20,11 +20,16 @@ const LOGITS: u64 = 64 << 20;
 const SMALLEST_CHUNK: usize = 16;
 /// What of a client's time must be left for one more client in a pass to be worth its memory.
 const WORTH_SHARING: f64 = 0.98;
-/// How many tokens' products take as long as decoding every weight once.
-const DECODE_TOKENS: f64 = 48.0;
 /// Buffers `[longest, head_dim]` of each head whose attention gradients are computed.
 const HEAD_BUFFERS: usize = 5;
 const F32: u64 = 4;
+
+/// What a pass costs beside the products of its tokens, in tokens whose products take as long: on the
+/// processor, decoding every weight once.
+pub const PROCESSOR_PASS: f64 = 48.0;
+/// On a GPU, launching some thousand small kernels and decoding every weight: an estimate for a card
+/// that computes a hundred times what a processor does.
+pub const GPU_PASS: f64 = 16384.0;
 
 /// What a training run is made of, as far as its memory is concerned.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +54,8 @@ pub struct Workload<'a> {
     pub target_share: f64,
     /// Clients whose batches these are: each has an adapter.
     pub clients: usize,
+    /// What a pass costs beside the products of its tokens: [`PROCESSOR_PASS`] or [`GPU_PASS`].
+    pub pass_cost: f64,
     /// Threads that compute.
     pub threads: usize,
 }
@@ -182,8 +189,8 @@ fn cost(workload: &Workload, plan: &MemoryPlan) -> f64 {
     let head_share = head / (weights_per_layer(workload.model) as f64 * layers);
     let chunks = workload.batch as f64 / plan.score_rows as f64;
     workload.batch as f64 * sweeps
-        + passes * sweeps * DECODE_TOKENS
-        + chunks * 2.0 * head_share * DECODE_TOKENS
+        + passes * sweeps * workload.pass_cost
+        + chunks * 2.0 * head_share * workload.pass_cost.min(PROCESSOR_PASS)
 }
 
 fn weights_per_layer(model: &ModelConfig) -> u64 {
@@ -283,6 +290,7 @@ mod tests {
             batch: 4000,
             target_share: 1.0,
             clients: 1,
+            pass_cost: PROCESSOR_PASS,
             threads: 2,
         })
     }
@@ -336,10 +344,16 @@ mod tests {
                 assert!(shared.shared_pass_tokens >= alone.max_pass_tokens);
                 shared.clients
             };
-            assert!(sharing(60, 20, 800) > 4);
-            assert!(sharing(60, 3, 800) <= 3);
-            assert_eq!(sharing(60, 1, 800), 1);
+            assert!(sharing(60, 20, 6400) > 4);
+            assert!((2..=3).contains(&sharing(60, 3, 6400)));
+            assert_eq!(sharing(60, 1, 6400), 1);
+            // Each client has an adapter with its gradients and moments.
+            assert!(sharing(60, 20, 800) < 5);
             assert_eq!(sharing(8000, 20, 800), 1);
+            // A GPU has memory to fill, and needs large passes.
+            let gpu = Workload { pass_cost: GPU_PASS, batch: 4000, ..*workload };
+            let alone = plan(&gpu, Some(64 << 30)).unwrap();
+            assert!(plan_shared(&gpu, &alone, 20, Some(64 << 30)).clients > 10);
         });
     }
 

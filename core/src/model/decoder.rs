@@ -147,7 +147,8 @@ impl std::fmt::Debug for Decoder {
 
 impl Decoder {
     /// A decoder on `device`. On the processor the weights stay as they are in their file and
-    /// `precision` says how products with them round; elsewhere they are decoded to f32 or bf16.
+    /// `precision` says how products with them round. Elsewhere quantised ones are kept as they are and
+    /// decoded for each product, others are converted once, to f32 or bf16, in which it computes.
     ///
     /// # Errors
     /// When the device has no room.
@@ -168,11 +169,15 @@ impl Decoder {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
         };
-        Self::plain(config, weights, device, dtype)
+        let ops = TensorOps::new(device);
+        let ops: [Box<dyn Ops>; 2] = [Box::new(ops.clone()), Box::new(ops)];
+        Self::build(config, weights, device, dtype, ops, |weight| {
+            Frozen::packed(weight, device, dtype)
+        })
     }
 
-    /// A decoder that computes with candle's own operations in float type `dtype`: the engine of
-    /// devices without kernels of ours, and in f64 the reference that tests compare with.
+    /// A decoder that computes with candle's own operations in float type `dtype`, to which all
+    /// weights are decoded: in f64 the reference that tests compare with.
     ///
     /// # Errors
     /// When the device has no room.
@@ -431,7 +436,8 @@ impl Decoder {
         let segments = [after_cache(before, &Segment::sequence(0..ids.len()))];
         let rotation = self.rotation(&positions)?;
         let end = ids.len().saturating_sub(1) as u32;
-        let adapters = Vec::from_iter([0..ids.len()]);
+        let all = 0..ids.len();
+        let adapters = Vec::from_iter([all]);
         let selection = Selection::new([end], &segments, &adapters, &rotation, &self.device)?;
         let tokens = Tokens {
             ids,

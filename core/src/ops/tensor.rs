@@ -74,6 +74,26 @@ fn over_queries(x: &Tensor, groups: usize) -> Result<Tensor> {
     x.reshape((heads / groups, groups, keys, width))?.sum(1)
 }
 
+/// Queries whose scores exist at once.
+const TILE: usize = 256;
+
+/// Segments of at most [`TILE`] queries that see the same keys: those before a tile's own are its
+/// context.
+fn tiles(segments: &[Segment]) -> Vec<Segment> {
+    let tile = |segment: &Segment, start: usize| {
+        let len = TILE.min(segment.queries.len() - start);
+        let (query, key) = (segment.queries.start + start, segment.keys.start + start);
+        let earlier = (start > 0).then_some(segment.keys.start..key);
+        Segment {
+            queries: query..query + len,
+            context: segment.context.iter().cloned().chain(earlier).collect(),
+            keys: key..key + len,
+        }
+    };
+    let starts = |segment: &Segment| (0..segment.queries.len()).step_by(TILE);
+    segments.iter().flat_map(|segment| starts(segment).map(move |at| tile(segment, at))).collect()
+}
+
 /// One segment's tensors, by head, and its softmax.
 struct SegmentPass {
     q: Tensor,
@@ -136,7 +156,7 @@ impl Ops for TensorOps {
     }
 
     fn project_back(&self, dy: &Tensor, w: &Frozen, sum: Option<Tensor>) -> Result<Tensor> {
-        onto(sum, dy.matmul(w.device()?)?)
+        onto(sum, dy.matmul(&w.device()?)?)
     }
 
     fn adapt(
@@ -229,7 +249,7 @@ impl Ops for TensorOps {
     ) -> Result<Attended> {
         let mut outputs = Vec::with_capacity(segments.len());
         let mut log_sum_exps = Vec::with_capacity(segments.len());
-        for segment in segments {
+        for segment in &tiles(segments) {
             let pass = self.segment_pass((q, k, v), shape, segment)?;
             outputs.push(by_token(&pass.probs.matmul(&pass.v)?)?.to_dtype(q.dtype())?);
             log_sum_exps.push(pass.log_sum_exp.t()?.contiguous()?);
@@ -252,7 +272,7 @@ impl Ops for TensorOps {
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let mut dqs = Vec::with_capacity(segments.len());
         let (mut dk, mut dv) = (wide(k)?.zeros_like()?, wide(v)?.zeros_like()?);
-        for segment in segments {
+        for segment in &tiles(segments) {
             let pass = self.segment_pass((q, k, v), shape, segment)?;
             let rows = (segment.queries.start, segment.queries.len());
             let heads = |t: &Tensor| by_head(&wide(&t.narrow(0, rows.0, rows.1)?)?, shape.heads);
@@ -302,7 +322,7 @@ impl Ops for TensorOps {
         let mut gradient = None;
         if with_gradient {
             let probs = logits.broadcast_sub(&log_sum_exp)?.exp()?;
-            let mean = probs.to_dtype(head.dtype())?.matmul(head)?;
+            let mean = probs.to_dtype(head.dtype())?.matmul(&head)?;
             gradient = Some((head.index_select(&at.squeeze(1)?, 0)? - mean)?);
         }
         Ok(TargetScores { log_probs, correct, gradient })
@@ -312,4 +332,52 @@ impl Ops for TensorOps {
 /// `1/√(mean(x²) + eps)` per row: `[rows, 1]`.
 fn inverse_rms(rows: &Tensor, eps: f64) -> Result<Tensor> {
     (rows.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?.recip()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_of_queries_see_what_their_segment_sees() {
+        let cached = 0..5;
+        let prefix = Vec::from_iter([cached]);
+        let segments = [
+            Segment::sequence(0..TILE),
+            Segment { queries: TILE..2 * TILE + 9, context: prefix, keys: 700..709 + TILE },
+        ];
+        let tiled = tiles(&segments);
+        assert_eq!(tiled[0], segments[0]);
+        assert_eq!((&tiled[1].queries, &tiled[1].keys), (&(TILE..2 * TILE), &(700..700 + TILE)));
+        assert_eq!(tiled[2].context, [0..5, 700..700 + TILE]);
+        assert_eq!((tiled[2].queries.len(), &tiled[2].keys), (9, &(700 + TILE..709 + TILE)));
+        assert_eq!(tiled.len(), 3);
+    }
+
+    #[test]
+    fn a_long_sequence_in_tiles_attends_as_the_kernels_do() {
+        let shape =
+            AttentionShape { heads: 2, kv_heads: 1, head_dim: 4, scale: 0.5, window: Some(300) };
+        let tokens = TILE + 90;
+        let random = |width: usize, seed: f32| {
+            let values = (0..tokens * width).map(|i| (seed * (i + 1) as f32).sin());
+            Tensor::from_vec(values.collect::<Vec<f32>>(), (tokens, width), &Device::Cpu).unwrap()
+        };
+        let (q, k, v, dy) = (random(8, 0.3), random(4, 1.7), random(4, 2.9), random(8, 0.7));
+        let segments = [Segment::sequence(0..tokens)];
+        let all: [Box<dyn Ops>; 2] = [
+            Box::new(TensorOps::new(&Device::Cpu)),
+            Box::new(super::super::HostOps::new(crate::kernels::Precision::F32)),
+        ];
+        let [tensor, host] = all.map(|ops| {
+            let attended = ops.attend(&q, &k, &v, shape, &segments).unwrap();
+            let (dq, dk, dv) =
+                ops.attend_back(&q, &k, &v, &attended, &dy, shape, &segments).unwrap();
+            [attended.output, attended.log_sum_exp, dq, dk, dv]
+        });
+        for (a, b) in tensor.iter().zip(&host) {
+            let off = (a - b).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(off.to_scalar::<f32>().unwrap() < 1e-4, "{off:?}");
+        }
+    }
 }

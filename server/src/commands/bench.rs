@@ -8,6 +8,7 @@ use candle_core::quantized::GgmlDType;
 use clap::{Args, Subcommand};
 use fleetune_core::adapter::{Adapter, LoraConfig, Target};
 use fleetune_core::data::TokenizedExample;
+use fleetune_core::device::pass_cost;
 use fleetune_core::kernels::{KernelSpeeds, Precision, ProductShape, SMOLLM2_135M, measure};
 use fleetune_core::memory::{Workload, plan};
 use fleetune_core::model::{CancelToken, EngineError, ModelConfig};
@@ -138,6 +139,7 @@ fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
         batch: args.seq_len * args.batch_size,
         target_share: 1.0,
         clients: 1,
+        pass_cost: pass_cost(engine.decoder.device()),
         threads: rayon::current_num_threads(),
     };
     let memory = plan(&workload, args.memory_budget).map_err(CommandError::usage)?;

@@ -45,7 +45,7 @@ impl HeldOut {
         cancel: CancelToken,
     ) -> Result<Self, CommandError> {
         let dataset: Dataset = open_dataset(&config)?;
-        let memory = plan_memory(&model, &config)?;
+        let memory = plan_memory(&model, decoder.device(), &config)?;
         // The server trains nobody: all rows that are not held out are one client's.
         let config = RunConfig { clients: 1, ..config };
         let fleet = Fleet::new(dataset, &config).map_err(CommandError::usage)?;

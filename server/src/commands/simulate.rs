@@ -310,7 +310,7 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     let environment = Environment {
         device: TrainingDevice {
             decoder: &decoder,
-            memory: memory::plan_shared_memory(&model, &config, &fleet, &encoder)?,
+            memory: memory::plan_shared_memory(&model, &device, &config, &fleet, &encoder)?,
             cancel: interrupt.cancel_token(),
         },
         tokenizer,

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use fleetune_core::adapter::{Adapter, AdapterError};
 use fleetune_core::data::{Dataset, DatasetError, Encoder, RowOrder};
+use fleetune_core::device::{default_budget, pass_cost};
 use fleetune_core::memory::{BudgetTooSmall, MemoryPlan, Workload, plan};
 use fleetune_core::model::{Decoder, EngineError, LoadedModel};
 use fleetune_core::train::{
@@ -322,6 +323,7 @@ fn memory_plan<L: Learner>(
     options: &RunOptions,
 ) -> Result<MemoryPlan, RunError> {
     let lengths = SampleLengths::probe::<L>(subject.dataset, subject.encoder)?;
+    let device = subject.decoder.device();
     let workload = Workload {
         model: &subject.model.config,
         model_bytes: subject.model.stored_bytes(),
@@ -332,7 +334,10 @@ fn memory_plan<L: Learner>(
         batch: lengths.mean.saturating_mul(options.rows_per_step),
         target_share: lengths.target_share,
         clients: 1,
+        pass_cost: pass_cost(device),
         threads: rayon::current_num_threads(),
     };
-    Ok(plan(&workload, options.memory_budget)?)
+    let budget = options.memory_budget;
+    let budget = budget.or_else(|| default_budget(device, workload.model_bytes));
+    Ok(plan(&workload, budget)?)
 }
