@@ -33,9 +33,12 @@ for library in cudart nvrtc cublas cublasLt curand; do
     (cd "$folder/lib" && ln -s "$(ls "lib$library".so.* | head -n 1)" "lib$library.so")
 done
 
-# What cuda.h names, as functions or as macros for versions of functions.
+# What cuda.h names, as functions or as macros for versions of functions; the profiler's are in a header
+# that no wheel has.
 mkdir "$folder/stub"
-grep -oEh '\bcu[A-Z][A-Za-z0-9_]*\b' "$folder/include/cuda.h" | sort -u \
-    | sed 's/.*/int &(void) { return 999; }/' > "$folder/stub/cuda.c"
+{
+    grep -oEh '\bcu[A-Z][A-Za-z0-9_]*\b' "$folder/include/cuda.h"
+    printf '%s\n' cuProfilerInitialize cuProfilerStart cuProfilerStop
+} | sort -u | sed 's/.*/int &(void) { return 999; }/' > "$folder/stub/cuda.c"
 cc -fPIC -shared -w -Wl,-soname,libcuda.so.1 -o "$folder/stub/libcuda.so" "$folder/stub/cuda.c"
 touch "$folder/.complete"
