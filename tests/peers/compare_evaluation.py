@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Scores the same multiple-choice rows with fleetune and with EleutherAI's lm-evaluation-harness.
 
-Both get the same rows of the same files, the same prompts and the same weights in f32, and score
-options by log-likelihood. Prints accuracy, agreement row by row and rows per second; the harness's
-fastest batch size counts, and each program's fastest round.
+Both get the same rows of the same files, the same prompts and the same weights, and score options by
+log-likelihood, in f32 and in bf16. Prints accuracy, agreement with the harness in f32 row by row, and
+rows per second; the harness's fastest precision and batch size count, and each program's fastest round.
 
     python3 tests/peers/compare_evaluation.py --python VENV/bin/python --data-dir DATA
 
@@ -53,10 +53,10 @@ def export(program, model, data_dir, folder):
     return out
 
 
-def fleetune(program, options, suite, shots, data, folder, number):
-    out = folder / f"{suite}-{shots}-{number}.json"
+def fleetune(program, options, suite, shots, data, folder, precision, number):
+    out = folder / f"{suite}-{shots}-{precision}-{number}.json"
     run([program, "eval", "--model", options.model, "--suite", suite, "--data-dir", data,
-         "--template", "plain", "--shots", shots, "--out", out, "--quiet"], stdout=subprocess.DEVNULL)
+         "--template", "plain", "--shots", shots, "--precision", precision, "--out", out, "--quiet"], stdout=subprocess.DEVNULL)
     result = json.loads(out.read_text())["suites"][0]
     scores = {}
     for line in out.with_suffix(".journal.jsonl").read_text().splitlines():
@@ -72,14 +72,14 @@ def fleetune(program, options, suite, shots, data, folder, number):
     }
 
 
-def harness(options, model, suite, shots, file, data, folder, batch_size):
+def harness(options, model, suite, shots, file, data, folder, dtype, batch_size):
     out = folder / f"{suite}.harness.json"
     run([options.python, HERE / "harness_scores.py", "--suite", suite,
          "--rows", data / f"{file}.jsonl", "--shots", shots, "--model", model,
-         "--batch-size", batch_size, "--out", out],
+         "--dtype", dtype, "--batch-size", batch_size, "--out", out],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL if options.quiet else None,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")})
-    return {**json.loads(out.read_text()), "batch_size": batch_size}
+    return {**json.loads(out.read_text()), "dtype": dtype, "batch_size": batch_size}
 
 
 def fastest(results):
@@ -94,6 +94,7 @@ def main():
     parser.add_argument("--rows", type=int, default=100, help="rows of each suite")
     parser.add_argument("--rounds", type=int, default=2, help="how often each program runs, in turn")
     parser.add_argument("--batch-sizes", default="1,8", help="of the harness")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="of the harness; float32 must be there")
     parser.add_argument("--quiet", action="store_true", help="hide what the harness says")
     parser.add_argument("--out", type=pathlib.Path, help="write all results as JSON")
     options = parser.parse_args()
@@ -101,8 +102,8 @@ def main():
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     program = target / "release" / "fleetune"
     results = {}
-    print("| suite | shots | rows | accuracy | lm_eval's accuracy | same answer | rows/s | lm_eval's rows/s | ratio |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| suite | shots | precision | rows | accuracy | lm_eval's accuracy | same answer | rows/s | lm_eval's rows/s | ratio |")
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         data = folder / "data"
@@ -112,20 +113,26 @@ def main():
             lines = read_lines(options.data_dir / f"{file}.jsonl.zst")
             step = max(1, len(lines) // options.rows) if spread else 1
             write_rows(lines[::step][:options.rows], data / f"{file}.jsonl")
-            ours, theirs = [], []
+            ours, theirs = {"f32": [], "bf16": []}, []
             for number in range(options.rounds):
-                ours.append(fleetune(program, options, suite, shots, data, folder, number))
-                for batch_size in map(int, options.batch_sizes.split(",")):
-                    theirs.append(harness(options, model, suite, shots, file, data, folder, batch_size))
-            a, b = fastest(ours), fastest(theirs)
-            rows = len(a["likeliest"])
-            same = sum(x == y for x, y in zip(a["likeliest"], b["likeliest"])) / rows
-            error = math.sqrt(a["accuracy"] * (1 - a["accuracy"]) / rows)
-            ratio = a["rows_per_second"] / b["rows_per_second"]
-            results[f"{suite} {shots}-shot"] = {"fleetune": ours, "lm_eval": theirs, "same": same, "ratio": ratio}
-            print(f"| {suite} | {shots} | {rows} | {a['accuracy']:.4f} ± {error:.4f} | {b['accuracy']:.4f} | "
-                  f"{100 * same:.1f}% | {a['rows_per_second']:.2f} | {b['rows_per_second']:.2f} "
-                  f"(batch {b['batch_size']}) | {ratio:.1f}× |", flush=True)
+                for precision, results_of in ours.items():
+                    results_of.append(fleetune(program, options, suite, shots, data, folder, precision, number))
+                for dtype in options.dtypes.split(","):
+                    for batch_size in map(int, options.batch_sizes.split(",")):
+                        theirs.append(harness(options, model, suite, shots, file, data, folder, dtype, batch_size))
+            exact = next(result for result in theirs if result["dtype"] == "float32")
+            b = fastest(theirs)
+            results[f"{suite} {shots}-shot"] = {"fleetune": ours, "lm_eval": theirs}
+            for precision, results_of in ours.items():
+                a = fastest(results_of)
+                rows = len(a["likeliest"])
+                same = sum(x == y for x, y in zip(a["likeliest"], exact["likeliest"])) / rows
+                error = math.sqrt(a["accuracy"] * (1 - a["accuracy"]) / rows)
+                ratio = a["rows_per_second"] / b["rows_per_second"]
+                print(f"| {suite} | {shots} | {precision} | {rows} | {a['accuracy']:.4f} ± {error:.4f} | "
+                      f"{exact['accuracy']:.4f} | {100 * same:.1f}% | {a['rows_per_second']:.2f} | "
+                      f"{b['rows_per_second']:.2f} ({b['dtype']}, batch {b['batch_size']}) | {ratio:.1f}× |",
+                      flush=True)
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 

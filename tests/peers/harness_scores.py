@@ -65,6 +65,7 @@ def main():
     parser.add_argument("--rows", type=pathlib.Path, required=True)
     parser.add_argument("--shots", type=int, required=True)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     options = parser.parse_args()
@@ -80,7 +81,7 @@ def main():
         "output_type": "multiple_choice",
         **definition,
     }
-    model = Timed(pretrained=options.model, dtype="float32", device="cpu",
+    model = Timed(pretrained=options.model, dtype=options.dtype, device="cpu",
                   batch_size=options.batch_size)
     result = simple_evaluate(model, tasks=[task], bootstrap_iters=0, verbosity="ERROR")
     samples = sorted(result["samples"][task["task"]], key=lambda sample: sample["doc_id"])

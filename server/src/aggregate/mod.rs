@@ -113,6 +113,8 @@ pub enum AggregateError {
         algorithm: Algorithm,
         /// Why not.
         reason: &'static str,
+        /// Whether it is the robust rule.
+        robust: bool,
     },
     /// Stacking where the global adapter has to keep its rank.
     #[error(
@@ -327,7 +329,11 @@ impl Aggregator {
                 next.product = Some(x);
                 product = Some(report);
             }
-            _ => self.rule.apply(&mut next, &mean),
+            _ => {
+                self.rule.apply(&mut next, &mean);
+                // What products had beyond the weights belongs to other weights now.
+                next.product = None;
+            }
         }
         next.round += 1;
         let fits = |v: f64| (v as f32).is_finite();

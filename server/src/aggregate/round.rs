@@ -9,8 +9,9 @@ use super::state::ServerState;
 use super::{AggregateError, Weighting};
 
 /// The sums of a round in progress. In a plain mean its memory is that of the sums: one f64 per
-/// value of the adapter (two for SCAFFOLD), whatever the number of clients. Products take the
-/// factors of all clients, up to a bound; robust rules hold every update until the round closes.
+/// value of the adapter (two for SCAFFOLD), whatever the number of clients. Where products are
+/// combined or measured, the factors of all clients come to that, up to a bound, and every adapter
+/// that one of them started from; robust rules hold every update until the round closes.
 #[derive(Debug, Clone)]
 pub struct Round {
     /// The state that the round was opened on.
@@ -204,8 +205,14 @@ impl Round {
         let (Some(limit), Some(products)) = (self.combination.clip_norm, &self.products) else {
             return 1.0;
         };
-        let norm = Change::new(&products.modules, start, weights).norm();
+        let norm = self.change(&products.modules, start, weights).norm();
         if norm > limit { limit / norm } else { 1.0 }
+    }
+
+    fn change(&self, modules: &[Module], start: &ParameterSet, weights: &ParameterSet) -> Change {
+        let combine = self.combination.combine;
+        let trained = combine.trained(self.state.round);
+        Change::new(combine, trained, modules, &self.global, start, weights)
     }
 
     fn add(
@@ -245,7 +252,7 @@ impl Round {
         };
         let held = std::mem::take(&mut self.held);
         if let (Some(Products { modules, .. }), false) = (&self.products, held.is_empty()) {
-            let change = |held: &Held| Change::new(modules, &held.start, &held.weights);
+            let change = |held: &Held| self.change(modules, &held.start, &held.weights);
             let changes: Vec<Change> = held.iter().map(change).collect();
             let n: Vec<f64> = held.iter().map(|held| held.n).collect();
             let kept: Vec<f64> = held.iter().map(|held| held.kept).collect();

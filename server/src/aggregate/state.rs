@@ -102,7 +102,8 @@ impl ServerState {
         self.vectors().count() > 1 || self.product.is_some()
     }
 
-    /// Continues from other global weights: moments, control variate and round stay. Where the
+    /// Continues from other global weights: moments, control variate and round stay, what products had
+    /// beyond the weights does not. Where the
     /// weights are those of [`ServerState::global`] the f64 ones behind them are kept, and so is what
     /// products have beyond them.
     ///

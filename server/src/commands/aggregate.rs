@@ -363,11 +363,13 @@ fn open_state(
 ) -> Result<ServerState, CommandError> {
     let initial = aggregator.initial_state(global).context(args.global.display().to_string())?;
     let Some(path) = &args.state else {
-        if initial.remembers() {
-            tracing::warn!(
-                "without --state FILE this counts as round 0: what {} remembers is lost",
-                args.algorithm
-            );
+        let lost = match args.combine {
+            Combine::Product => Some("what product keeps back for later rounds".to_owned()),
+            Combine::Alternate => Some("whose turn it is, A's or B's,".to_owned()),
+            _ => initial.remembers().then(|| format!("what {} remembers", args.algorithm)),
+        };
+        if let Some(lost) = lost {
+            tracing::warn!("without --state FILE this counts as round 0: {lost} is lost");
         }
         return Ok(initial);
     };
@@ -384,7 +386,8 @@ fn open_state(
     let replaced = state.set_global(global).with_context(|| format!("cannot use {shown}"))?;
     if replaced {
         tracing::warn!(
-            "{} is not the adapter that {shown} ended with: moments stay, weights start from it",
+            "{} is not the adapter that {shown} ended with: moments stay, weights start from it, and \
+             what product kept back is dropped",
             args.global.display()
         );
     }

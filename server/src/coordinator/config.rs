@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use fleetune_core::protocol::MAX_NAME;
 use serde::{Deserialize, Serialize};
 
-use crate::aggregate::Algorithm;
+use crate::aggregate::{Algorithm, Combine};
 use crate::duration::Span;
 use crate::round::{Mode, Rules};
 use crate::simulate::config::{ConfigError, Origin, RunConfig, read_toml};
@@ -250,6 +250,11 @@ impl FederationConfig {
                 return wrong("mode", problem.into());
             }
             _ => {}
+        }
+        if self.training.combine == Combine::Alternate && self.rounds.mode == Mode::Buffered {
+            let problem = "alternate needs synchronous rounds: a late update changes the factor \
+                           whose turn is over";
+            return wrong("mode", problem.into());
         }
         let RoundsConfig { keep, max_staleness, .. } = self.rounds;
         if self.rounds.mode == Mode::Buffered && keep > 0 && keep <= max_staleness {

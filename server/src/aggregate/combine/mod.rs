@@ -134,8 +134,8 @@ pub struct Combination {
     pub combine: Combine,
     /// How far-off updates are kept from mattering.
     pub robust: Robust,
-    /// Longest change of a client, as the Frobenius norm of the change of all products together; a
-    /// longer one is shortened to it.
+    /// Longest change of a client: the Frobenius norm of the change of all products together, with
+    /// [`Combine::Factors`] that of all A and B. A longer one is shortened to it.
     pub clip_norm: Option<f64>,
     /// Whether clients may have lower ranks than the shared adapter.
     pub mixed_ranks: bool,
@@ -152,14 +152,14 @@ impl Combination {
     pub fn check(&self, algorithm: Algorithm) -> Result<(), AggregateError> {
         if let Some(reason) = self.combine.conflict(algorithm) {
             let what = format!("combination {}", self.combine);
-            return Err(AggregateError::Conflict { what, algorithm, reason });
+            return Err(AggregateError::Conflict { what, algorithm, reason, robust: false });
         }
         self.robust.check()?;
         if self.robust != Robust::None && algorithm == Algorithm::Scaffold {
             let reason =
                 "control variates of clients that are left out would drift from the server's";
             let what = format!("robust aggregation {}", self.robust);
-            return Err(AggregateError::Conflict { what, algorithm, reason });
+            return Err(AggregateError::Conflict { what, algorithm, reason, robust: true });
         }
         match self.clip_norm {
             Some(norm) if !(norm > 0.0 && norm.is_finite()) => Err(AggregateError::ClipNorm(norm)),

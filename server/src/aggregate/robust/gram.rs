@@ -1,33 +1,91 @@
-//! Inner products between clients' changes of their products B·A: all that distances need.
+//! Inner products between clients' changes: all that distances need.
 
-use fleetune_core::adapter::ParameterSet;
+use fleetune_core::adapter::{ParameterSet, TrainedFactors};
 use rayon::prelude::*;
 
-use crate::aggregate::combine::{Factored, Module, rank_of};
+use crate::aggregate::combine::{Combine, Factored, Module, changed, rank_of};
 
-/// A client's change of every module's product, B_k A_k - B A, as factors.
-pub(in crate::aggregate) struct Change(Vec<Factored>);
+/// A client's change of what is averaged. Were it measured otherwise, an update could look near and
+/// move the mean far: A and B apart say nothing of a product, and a product nothing of them.
+pub(in crate::aggregate) enum Change {
+    /// Of every module's product, as factors.
+    Products(Vec<Factored>),
+    /// Of the values of all A and B, end to end.
+    Values(Vec<f64>),
+}
 
 impl Change {
-    /// The change from `start` to `weights`, two adapters of one rank.
-    pub fn new(modules: &[Module], start: &ParameterSet, weights: &ParameterSet) -> Self {
+    /// The change from `start` to `weights`, two adapters of one rank, that counts when `combine`
+    /// adds it to `global` and clients were to train `trained`.
+    pub fn new(
+        combine: Combine,
+        trained: TrainedFactors,
+        modules: &[Module],
+        global: &ParameterSet,
+        start: &ParameterSet,
+        weights: &ParameterSet,
+    ) -> Self {
         let rank = rank_of(weights).unwrap_or(0);
-        let change = |module: &Module| {
-            let module = Module { rank, ..module.clone() };
-            let mut change = Factored::of(weights, &module);
-            change.add(-1.0, &Factored::of(start, &module));
-            change
-        };
-        Self(modules.iter().map(change).collect())
+        let at_rank = |module: &Module| Module { rank, ..module.clone() };
+        match (combine, trained) {
+            (Combine::Factors, _) => {
+                let after = changed(global, TrainedFactors::Both, 1.0, start, weights);
+                let before = global.iter().flat_map(|entry| &entry.values);
+                Self::Values(after.iter().zip(before).map(|(w, &x)| w - f64::from(x)).collect())
+            }
+            (_, TrainedFactors::Both) => {
+                let change = |module: &Module| {
+                    let mut change = Factored::of(weights, &at_rank(module));
+                    change.add(-1.0, &Factored::of(start, &at_rank(module)));
+                    change
+                };
+                Self::Products(modules.iter().map(change).collect())
+            }
+            // The factor that stands still is the server's, whatever the client says it is.
+            (_, TrainedFactors::A | TrainedFactors::B) => {
+                let change = |module: &Module| {
+                    let (after, before) = (
+                        Factored::of(weights, &at_rank(module)),
+                        Factored::of(start, &at_rank(module)),
+                    );
+                    let still = Factored::of(global, module);
+                    match trained {
+                        TrainedFactors::A => Factored {
+                            b: still.b.columns(0, rank).into_owned(),
+                            a: after.a - before.a,
+                        },
+                        _ => Factored {
+                            b: after.b - before.b,
+                            a: still.a.rows(0, rank).into_owned(),
+                        },
+                    }
+                };
+                Self::Products(modules.iter().map(change).collect())
+            }
+        }
     }
 
-    /// Frobenius norm over all modules.
+    /// Frobenius norm over all modules, or of all values.
     pub fn norm(&self) -> f64 {
-        self.0.par_iter().map(|module| module.norm().powi(2)).sum::<f64>().sqrt()
+        match self {
+            Self::Products(modules) => {
+                modules.par_iter().map(|module| module.norm().powi(2)).sum::<f64>().sqrt()
+            }
+            Self::Values(values) => values.iter().map(|v| v * v).sum::<f64>().sqrt(),
+        }
     }
 
     fn dot(&self, other: &Self) -> f64 {
-        self.0.iter().zip(&other.0).map(|(mine, theirs)| mine.dot(theirs)).sum()
+        match (self, other) {
+            (Self::Products(mine), Self::Products(theirs)) => {
+                mine.iter().zip(theirs).map(|(mine, theirs)| mine.dot(theirs)).sum()
+            }
+            (Self::Values(mine), Self::Values(theirs)) => {
+                mine.iter().zip(theirs).map(|(mine, theirs)| mine * theirs).sum()
+            }
+            // One round, one way of combining.
+            _ => 0.0,
+        }
     }
 }
 

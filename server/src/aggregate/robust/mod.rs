@@ -1,8 +1,10 @@
 //! Means that a few far-off updates cannot move at will.
 //!
-//! Each rule looks at the distances between the changes of the clients' *products* (`gram`): two
-//! pairs of factors with the same product are the same update, whatever basis they are written in.
-//! It answers with a weight for each client, so that it goes with every way of combining.
+//! Each rule looks at the distances between the clients' changes of what is averaged (`gram`), and
+//! answers with a weight for each client. With `product` that is the products: two pairs of factors
+//! with the same product are the same update, whatever basis they are written in. With `ffa` and
+//! `alternate` it is the products of the trained factor with the server's other one, with `factors`
+//! A and B themselves.
 
 mod gram;
 

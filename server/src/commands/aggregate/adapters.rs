@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
 use fleetune_core::adapter::{CONFIG_FILE, ParameterSet, TrainedFactors, read_parameters};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::aggregate::Combine;
 
@@ -25,7 +25,17 @@ pub fn read_update(folder: &Path, global: &[u8], combine: Combine) -> anyhow::Re
         .collect();
     check_same_adapter(global, &theirs, folder, &meaning)?;
     let parse = |bytes| serde_json::from_slice::<Value>(bytes).context(CONFIG_FILE);
-    let factor = scale_of(&parse(&theirs)?)? / scale_of(&parse(global)?)?;
+    let (mine, theirs) = (parse(global)?, parse(&theirs)?);
+    for config in [&mine, &theirs] {
+        if let Some(field) = PATTERNS.into_iter().find(|field| value(config, field) != json!({})) {
+            anyhow::bail!(
+                "{}: with {field} modules differ in rank or strength, which {combine} does not \
+                 follow: use --combine factors",
+                folder.join(CONFIG_FILE).display()
+            );
+        }
+    }
+    let factor = scale_of(&theirs)? / scale_of(&mine)?;
     let names: Vec<String> = weights.iter().map(|entry| entry.name.clone()).collect();
     for (name, values) in names.iter().zip(weights.values_mut()) {
         if factor != 1.0 && TrainedFactors::B.include(name) {
@@ -64,6 +74,9 @@ pub fn read_config(folder: &Path) -> anyhow::Result<Option<Vec<u8>>> {
 const MEANING: [&str; 7] =
     ["peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"];
 
+/// Fields that give some modules another rank or strength.
+const PATTERNS: [&str; 2] = ["rank_pattern", "alpha_pattern"];
+
 fn check_same_adapter(
     global: &[u8],
     update: &[u8],
@@ -75,10 +88,10 @@ fn check_same_adapter(
     let global: Value = serde_json::from_slice(global)
         .with_context(|| format!("the global adapter's {CONFIG_FILE} is no JSON"))?;
     for &field in meaning {
-        if let (Some(mine), Some(theirs)) = (global.get(field), update.get(field))
-            && mine != theirs
-            && mine.as_f64().is_none_or(|mine| Some(mine) != theirs.as_f64())
-        {
+        let (mine, theirs) = (value(&global, field), value(&update, field));
+        let known = !mine.is_null() && !theirs.is_null();
+        let alike = mine == theirs || (mine.is_number() && mine.as_f64() == theirs.as_f64());
+        if known && !alike {
             let path = folder.join(CONFIG_FILE);
             anyhow::bail!(
                 "{}: {field} is {theirs}, but the global adapter's is {mine}",
@@ -87,4 +100,14 @@ fn check_same_adapter(
         }
     }
     Ok(())
+}
+
+/// A field, or what PEFT takes it for where it is missing; null where that is not known.
+fn value(config: &Value, field: &str) -> Value {
+    match config.get(field) {
+        Some(value) if !value.is_null() => value.clone(),
+        _ if PATTERNS.contains(&field) => json!({}),
+        _ if field.starts_with("use_") => json!(false),
+        _ => Value::Null,
+    }
 }

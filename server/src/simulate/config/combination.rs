@@ -41,8 +41,12 @@ impl RunConfig {
             return Some(("combine", AggregateError::StackGrows.to_string()));
         }
         let (robust, needed) = (self.robust, self.robust.min_clients());
-        if needed > self.sample.min(self.clients) as usize {
-            let problem = format!("{robust} needs {needed} clients in a round: raise sample");
+        let clients = self.sample.min(self.clients) as usize;
+        if needed > clients {
+            let more =
+                if self.clients as usize >= needed { "sample" } else { "clients and sample" };
+            let problem =
+                format!("{robust} needs {needed} clients in a round, not {clients}: raise {more}");
             return Some(("robust", problem));
         }
         for &algorithm in self.algorithms() {
@@ -56,6 +60,9 @@ impl RunConfig {
             match self.combination().check(algorithm) {
                 Err(error @ AggregateError::ClipNorm(_)) => {
                     return Some(("clip_norm", error.to_string()));
+                }
+                Err(error @ AggregateError::Conflict { robust: true, .. }) => {
+                    return Some(("robust", error.to_string()));
                 }
                 Err(error) => return Some(("combine", error.to_string())),
                 Ok(()) => {}
