@@ -34,13 +34,18 @@ pub enum DeviceError {
     )]
     NotBuilt(&'static str),
     /// The device is not there or does not answer.
-    #[error("cannot use device {device}: {source}")]
+    #[error("cannot use device {device}: {}", first_line(source))]
     Unavailable {
         /// The device asked for.
         device: DeviceChoice,
         /// What its driver said.
         source: candle_core::Error,
     },
+}
+
+/// What a driver said; candle's errors go on with a backtrace.
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 impl FromStr for DeviceChoice {
@@ -121,6 +126,14 @@ pub fn default_budget(device: &Device, model_bytes: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_does_not_answer_says_so_in_a_line() {
+        let source = candle_core::Error::Msg("no card".into()).bt();
+        let source = candle_core::Error::Msg(format!("{source}\n   0: a frame"));
+        let error = DeviceError::Unavailable { device: DeviceChoice::Cuda(1), source };
+        assert_eq!(error.to_string(), "cannot use device cuda:1: no card");
+    }
 
     #[test]
     fn names_read_back_as_written() {
