@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use candle_core::Device;
 use fleetune_core::kernels::Precision;
 use fleetune_core::model::{CancelToken, Decoder, LoadedModel};
 use fleetune_server::evaluate::engine::EngineModel;
-use fleetune_server::evaluate::model::{LanguageModel, ScoreRequest};
+use fleetune_server::evaluate::model::{
+    GenerateOptions, GenerateRequest, LanguageModel, ScoreRequest,
+};
 use fleetune_server::simulate::stand_in;
 use serde_json::{Value, json};
 use support::hub::{Hub, Reply};
@@ -306,18 +309,75 @@ fn clients_of_a_simulation_are_measured_and_what_it_trained_on_is_not_asked() {
     assert_eq!(result["adapter_sha256"].as_str().unwrap().len(), 64);
 }
 
-/// What prompts share is computed once; the scores are those of each prompt alone.
-#[test]
-fn shared_beginnings_do_not_change_scores() {
-    let place = Place::new();
+/// Models of one decoder that have shared nothing yet.
+fn fresh_models(place: &Place) -> impl Fn() -> EngineModel {
     let loaded = Arc::new(LoadedModel::open(&place.path("model")).unwrap());
     let decoder =
         Decoder::new(loaded.config.clone(), &loaded.weights, &Device::Cpu, Precision::F32);
     let decoder = Arc::new(decoder.unwrap());
-    let model = || {
+    move || {
         let (loaded, decoder) = (Arc::clone(&loaded), Arc::clone(&decoder));
         EngineModel::new("m", loaded, decoder, None, CancelToken::default()).unwrap()
+    }
+}
+
+/// Each request's answers, in the order of the requests.
+fn written(model: &mut EngineModel, requests: &[GenerateRequest]) -> Vec<Vec<String>> {
+    let mut all = vec![None; requests.len()];
+    model
+        .generate(requests, &mut |number, answers| {
+            assert_eq!(all[number].replace(answers), None, "request {number} is done twice");
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    all.into_iter().map(Option::unwrap).collect()
+}
+
+#[test]
+fn answers_that_are_written_together_are_those_written_alone() {
+    let place = Place::new();
+    let model = fresh_models(&place);
+    let mut together = model();
+    let request = |start: &str, number: usize, samples: usize| GenerateRequest {
+        prompt: together.encode(&format!("{start} question {number}: what?"), true).unwrap(),
+        options: GenerateOptions {
+            max_tokens: 20 + number % 3 * 9,
+            stop: Vec::new(),
+            temperature: if samples > 1 { 1.0 } else { 0.0 },
+            samples,
+            seed: 7,
+        },
     };
+    let header = "Here are a few examples of questions and their answers.";
+    let mut requests: Vec<_> = (0..20).map(|i| request(header, i, 1)).collect();
+    requests.extend([request("Other", 20, 1), request("Something else", 21, 1)]);
+    requests.extend([request(header, 22, 3), request(header, 23, 19)]);
+    let answers = written(&mut together, &requests);
+    for (request, together) in requests.iter().zip(&answers) {
+        assert_eq!(together.len(), request.options.samples);
+        let alone = written(&mut model(), std::slice::from_ref(request));
+        assert_eq!(&alone[0], together);
+    }
+    // A stop that the text holds ends it before that.
+    let stop: String = answers[0][0].chars().skip(5).take(3).collect();
+    let end = answers[0][0].find(&stop).unwrap();
+    requests[0].options.stop = vec!["not there".to_owned(), stop];
+    let stopped = written(&mut together, &requests[..2]);
+    assert_eq!(stopped, [vec![answers[0][0][..end].to_owned()], answers[1].clone()]);
+    let mut done = 0;
+    let once = |_, _| {
+        done += 1;
+        ControlFlow::Break(())
+    };
+    together.generate(&requests, &mut { once }).unwrap();
+    assert_eq!(done, 1);
+}
+
+/// What prompts share is computed once; the scores are those of each prompt alone.
+#[test]
+fn shared_beginnings_do_not_change_scores() {
+    let place = Place::new();
+    let model = fresh_models(&place);
     let request = |model: &EngineModel, start: &str, number: usize| ScoreRequest {
         prefix: model.encode(&format!("{start} question {number}: what?"), true).unwrap(),
         continuations: [" yes", " no", " perhaps so"]

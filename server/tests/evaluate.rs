@@ -1,6 +1,7 @@
 //! Whole runs of suites against a model made up here, on data made up here.
 
 use std::collections::{BTreeSet, HashSet};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use fleetune_core::data::{Message, Template};
@@ -69,10 +70,19 @@ impl LanguageModel for Fake {
         Ok(requests.iter().map(|r| r.continuations.iter().map(score).collect()).collect())
     }
 
-    fn generate(&mut self, requests: &[GenerateRequest]) -> Result<Vec<Vec<String>>, ModelError> {
-        self.calls += requests.len();
-        self.prompts.extend(requests.iter().map(|request| text(&request.prompt)));
-        Ok(requests.iter().map(|r| vec![self.says.to_owned(); r.options.samples]).collect())
+    fn generate(
+        &mut self,
+        requests: &[GenerateRequest],
+        done: &mut dyn FnMut(usize, Vec<String>) -> ControlFlow<()>,
+    ) -> Result<(), ModelError> {
+        for (number, request) in requests.iter().enumerate() {
+            self.calls += 1;
+            self.prompts.push(text(&request.prompt));
+            if done(number, vec![self.says.to_owned(); request.options.samples]).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 use candle_core::{Device, Tensor};
 use fleetune_core::adapter::{Adapter, ParameterSet};
 use fleetune_core::data::{TokenizedExample, TokenizedPair};
+use fleetune_core::generate::{Continuation, GenerateOptions, Reader, generate, generate_together};
 use fleetune_core::kernels::Precision;
 use fleetune_core::model::{Cache, CancelToken, Decoder, LoadedModel, PackedBatch, PassOptions};
 use fleetune_core::train::{
@@ -101,6 +102,73 @@ fn continuations_of_a_cached_prefix_score_as_whole_texts_do() {
                 .loss_sum;
         let sum: f64 = log_probs.by_ref().take(text.ids.len() - 1).sum();
         assert_near("log-probability", sum, -expected, 1e-4);
+    }
+}
+
+/// Texts as they are written, and which have ended, in order.
+#[derive(Default)]
+struct Readers {
+    written: Vec<Vec<u32>>,
+    ended: Vec<usize>,
+    stop_after: Option<usize>,
+}
+
+impl Reader for Readers {
+    fn token(&mut self, text: usize, token: u32) -> bool {
+        assert!(!self.ended.contains(&text), "text {text} goes on after its end");
+        self.written[text].push(token);
+        true
+    }
+
+    fn end(&mut self, text: usize) -> bool {
+        self.ended.push(text);
+        self.stop_after != Some(self.ended.len())
+    }
+}
+
+#[test]
+fn texts_that_are_written_together_are_those_written_alone() {
+    for family in FAMILIES {
+        let decoder = decoder(family);
+        let lora = decoder.lora_tensors(&adapter(family)).unwrap();
+        let pass = PassOptions { lora: Some(&lora), ..PassOptions::default() };
+        let beginning = [5u32, 77, 300, 12];
+        let mut cache = Cache::new();
+        decoder.extend(&mut cache, &beginning, &pass).unwrap();
+        let prompts = [vec![9u32, 411, 5], vec![8], vec![], vec![1, 2, 3, 4, 5, 6, 7], vec![40, 2]];
+        let limits = [7, 70, 9, 0, 12];
+        let alone = |i: usize, stop_ids: &[u32]| {
+            let options = GenerateOptions {
+                max_tokens: limits[i],
+                stop_ids: stop_ids.to_vec(),
+                temperature: if i == 4 { 1.0 } else { 0.0 },
+                ..GenerateOptions::default()
+            };
+            let whole = [&beginning[..], &prompts[i]].concat();
+            let written = generate(&decoder, &whole, &options, &pass, |_| true).unwrap();
+            (Continuation { prompt: &prompts[i], options }, written)
+        };
+        // One of the texts ends at a token that it would write anyway.
+        let stop = alone(0, &[]).1[4];
+        let texts = [alone(0, &[stop]), alone(1, &[]), alone(2, &[]), alone(3, &[]), alone(4, &[])];
+        let expected = texts.iter().map(|(text, written)| match text.prompt {
+            [] => vec![],
+            _ => written.clone(),
+        });
+        let expected: Vec<_> = expected.collect();
+        let texts: Vec<_> = texts.into_iter().map(|(text, _)| text).collect();
+        assert!(expected[0].len() < 5 && expected[4].len() == 12, "{expected:?}");
+        for together in [1, 2, 5] {
+            let mut readers = Readers { written: vec![vec![]; 5], ..Readers::default() };
+            generate_together(&decoder, &cache, &texts, together, &pass, &mut readers).unwrap();
+            assert_eq!(readers.written, expected, "{family}, {together} together");
+            readers.ended.sort_unstable();
+            assert_eq!(readers.ended, [0, 1, 2, 3, 4]);
+        }
+        let mut readers =
+            Readers { written: vec![vec![]; 5], stop_after: Some(1), ..Readers::default() };
+        generate_together(&decoder, &cache, &texts, 2, &pass, &mut readers).unwrap();
+        assert_eq!(readers.ended.len(), 1);
     }
 }
 

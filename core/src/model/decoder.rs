@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::cache::{Branches, Cache, after_cache};
 use super::cancel::CancelToken;
-use super::layer::{KeysAndValues, Layer, LayerPass, LayerState, vector};
+use super::layer::{Earlier, Layer, LayerPass, LayerState, vector};
 use super::lora::{Dropout, LoraLayer, LoraTensors, gradients_by_name};
 use super::packed::{PackedBatch, TargetToken};
 use super::selection::Selection;
@@ -78,13 +79,6 @@ enum Kept {
     State(Box<LayerState>),
 }
 
-/// Keys and values of tokens already seen, layer by layer, for generation and for scoring many
-/// continuations of one prefix.
-#[derive(Clone)]
-pub struct Cache {
-    layers: Vec<KeysAndValues>,
-}
-
 /// The tokens of a pass and how they attend.
 struct Tokens<'a> {
     ids: &'a [u32],
@@ -95,7 +89,7 @@ struct Tokens<'a> {
     /// Rows of each adapter.
     adapters: Vec<Range<usize>>,
     /// Keys and values of earlier tokens, layer by layer; none for a pass of its own.
-    before: &'a [KeysAndValues],
+    earlier: Vec<Earlier<'a>>,
 }
 
 impl<'a> Tokens<'a> {
@@ -107,7 +101,7 @@ impl<'a> Tokens<'a> {
     ) -> Self {
         let adapters = batch.rows_of_adapters();
         let (ids, segments) = (&batch.ids, &batch.segments);
-        Self { ids, rotation, segments, selection, adapters, before: &[] }
+        Self { ids, rotation, segments, selection, adapters, earlier: Vec::new() }
     }
 }
 
@@ -290,7 +284,7 @@ impl Decoder {
         for (i, layer) in self.layers.iter().enumerate() {
             options.cancel.check()?;
             let pass = self.layer_pass(i, tokens, options);
-            let (y, state) = layer.forward(pass, x, tokens.before.get(i))?;
+            let (y, state) = layer.forward(pass, x, tokens.earlier.get(i).copied())?;
             keep(state);
             x = y;
         }
@@ -445,13 +439,62 @@ impl Decoder {
             segments: &segments,
             selection: Some(&selection),
             adapters,
-            before: &cache.layers,
+            earlier: cache.earlier(),
         };
         let mut layers = Vec::with_capacity(self.layers.len());
         let last = self.run(&tokens, options, |state| layers.push(state.into_keys_and_values()))?;
         // Only a whole pass changes the cache, so that a cancelled one leaves it as it was.
         cache.layers = layers;
         Ok(self.head_logits(&last)?.squeeze(0)?)
+    }
+
+    /// Places for `places` texts at a time that go on from what `cache` holds.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn branches(&self, cache: &Cache, places: usize) -> Result<Branches, EngineError> {
+        let shape = (self.layers.len(), self.config.num_kv_heads * self.config.head_dim);
+        Ok(Branches::new(cache, places, shape, (self.dtype, &self.device))?)
+    }
+
+    /// Runs more tokens of some of the texts in one pass; yields the logits after the last token of
+    /// each, in the order of `more`, which names a place at most once: `[more, vocabulary]`.
+    ///
+    /// # Errors
+    /// When a text has no more tokens, a token is unknown, on cancellation, or when the device fails.
+    ///
+    /// # Panics
+    /// When `more` names a place that is not there.
+    pub fn extend_branches(
+        &self,
+        branches: &mut Branches,
+        more: &[(usize, &[u32])],
+        options: &PassOptions,
+    ) -> Result<Tensor, EngineError> {
+        if more.iter().any(|(_, ids)| ids.is_empty()) {
+            return Err(candle_core::Error::msg("a text goes on with no token").into());
+        }
+        let lengths = || more.iter().map(|(place, ids)| (*place, ids.len()));
+        branches.reserve(lengths())?;
+        let segments = branches.segments(lengths());
+        let ids = more.iter().flat_map(|(_, ids)| ids.iter().copied()).collect::<Vec<_>>();
+        let positions: Vec<u32> = segments.iter().flat_map(Segment::positions).collect();
+        let rotation = self.rotation(&positions)?;
+        let ends = segments.iter().map(|segment| segment.queries.end as u32 - 1);
+        let all = 0..ids.len();
+        let adapters = Vec::from_iter([all]);
+        let selection = Selection::new(ends, &segments, &adapters, &rotation, &self.device)?;
+        let tokens = Tokens {
+            ids: &ids,
+            rotation: &rotation,
+            segments: &segments,
+            selection: Some(&selection),
+            adapters,
+            earlier: branches.earlier(&segments),
+        };
+        let last = self.run(&tokens, options, drop)?;
+        branches.grow(lengths());
+        self.head_logits(&last)
     }
 
     /// Log-probabilities of continuations of what `cache` holds, all in one pass; the cache stays as
@@ -479,7 +522,7 @@ impl Decoder {
             segments: &segments,
             selection: Some(&selection),
             adapters: batch.rows_of_adapters(),
-            before: &cache.layers,
+            earlier: cache.earlier(),
         };
         let last = self.run(&tokens, options, drop)?;
         self.score_rows(&last, &selection, &batch.targets, false, options)
@@ -511,7 +554,7 @@ impl Decoder {
         options: &PassOptions<'a>,
     ) -> LayerPass<'a> {
         LayerPass {
-            ops: if tokens.before.is_empty() { &*self.ops } else { &*self.writing_ops },
+            ops: if tokens.earlier.is_empty() { &*self.ops } else { &*self.writing_ops },
             rotation: tokens.rotation,
             segments: tokens.segments,
             selection: tokens.selection.filter(|_| layer + 1 == self.layers.len()),
@@ -565,43 +608,5 @@ impl Decoder {
             }
         };
         Ok(Rotation { cos: table(cos)?, sin: table(sin)? })
-    }
-}
-
-/// A segment whose keys lie behind the `before` rows of a cache, all of which it sees first.
-fn after_cache(before: usize, segment: &Segment) -> Segment {
-    let shifted = |rows: &Range<usize>| rows.start + before..rows.end + before;
-    let cached = (before > 0).then_some(0..before);
-    Segment {
-        queries: segment.queries.clone(),
-        context: cached.into_iter().chain(segment.context.iter().map(shifted)).collect(),
-        keys: shifted(&segment.keys),
-    }
-}
-
-impl Default for Cache {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl std::fmt::Debug for Cache {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache").field("layers", &self.layers.len()).finish_non_exhaustive()
-    }
-}
-
-impl Cache {
-    /// A cache that holds nothing.
-    pub fn new() -> Self {
-        Self { layers: Vec::new() }
-    }
-
-    /// Tokens held.
-    pub(crate) fn len(&self) -> Result<usize, EngineError> {
-        match self.layers.first() {
-            Some(layer) => Ok(layer.keys.dims2()?.0),
-            None => Ok(0),
-        }
     }
 }

@@ -32,11 +32,40 @@ pub(super) struct Layer {
     mlp_norm: Tensor,
 }
 
-/// Keys and values of earlier tokens, `[rows, kv_heads · head_dim]` each.
+/// Keys and values of tokens, `[rows, kv_heads · head_dim]` each.
 #[derive(Debug, Clone)]
 pub(super) struct KeysAndValues {
     pub keys: Tensor,
     pub values: Tensor,
+}
+
+/// Keys and values of earlier tokens, and where those of a pass go.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Earlier<'a> {
+    /// Behind the earlier ones, in a copy of them.
+    Copied(&'a KeysAndValues),
+    /// Into the same tensors, into the rows that the segments of the pass name as keys.
+    InPlace(&'a KeysAndValues, &'a [Segment]),
+}
+
+impl Earlier<'_> {
+    /// All keys and values that the pass may see: the earlier ones with its own.
+    pub fn with(self, own: KeysAndValues) -> Result<KeysAndValues> {
+        match self {
+            Self::Copied(earlier) => Ok(KeysAndValues {
+                keys: Tensor::cat(&[&earlier.keys, &own.keys], 0)?,
+                values: Tensor::cat(&[&earlier.values, &own.values], 0)?,
+            }),
+            Self::InPlace(all, segments) => {
+                for Segment { queries, keys, .. } in segments {
+                    let part = |t: &Tensor| t.narrow(0, queries.start, queries.len());
+                    all.keys.slice_set(&part(&own.keys)?, 0, keys.start)?;
+                    all.values.slice_set(&part(&own.values)?, 0, keys.start)?;
+                }
+                Ok(all.clone())
+            }
+        }
+    }
 }
 
 /// What a pass through a layer is given besides its input.
@@ -162,9 +191,9 @@ impl Layer {
         &self,
         pass: LayerPass,
         x: Tensor,
-        before: Option<&KeysAndValues>,
+        earlier: Option<Earlier>,
     ) -> Result<(Tensor, LayerState)> {
-        let state = self.state(pass, x, before)?;
+        let state = self.state(pass, x, earlier)?;
         let hidden = pass.ops.swiglu(&state.gate, &state.up)?;
         let [y] = self.project(pass, [Target::DownProj], &hidden)?;
         Ok((pass.ops.add(y, &state.stream)?, state))
@@ -175,7 +204,7 @@ impl Layer {
         &self,
         pass: LayerPass,
         x: Tensor,
-        before: Option<&KeysAndValues>,
+        earlier: Option<Earlier>,
     ) -> Result<LayerState> {
         let ops = pass.ops;
         let normed = ops.rms_norm(&x, &self.attention_norm, self.eps)?;
@@ -202,9 +231,9 @@ impl Layer {
         }
         let q = ops.rotate(q, self.attention.head_dim, pass.query_rotation(), false)?;
         k = ops.rotate(k, self.attention.head_dim, pass.rotation, false)?;
-        if let Some(before) = before {
-            k = Tensor::cat(&[&before.keys, &k], 0)?;
-            v = Tensor::cat(&[&before.values, &v], 0)?;
+        if let Some(earlier) = earlier {
+            KeysAndValues { keys: k, values: v } =
+                earlier.with(KeysAndValues { keys: k, values: v })?;
         }
         let attended = ops.attend(&q, &k, &v, self.attention, pass.query_segments())?;
         let [stream] = self.project(pass, [Target::OProj], &attended.output)?;

@@ -1,5 +1,6 @@
 //! Decoder-only language models: files, configuration, tokenizer, forward and backward pass.
 
+mod cache;
 mod cancel;
 mod chat;
 mod decoder;
@@ -20,9 +21,10 @@ mod tokenizer;
 mod weights;
 
 pub use crate::config::{Family, ModelConfig, RopeScaling};
+pub use cache::{Branches, Cache};
 pub use cancel::CancelToken;
 pub use chat::{ChatTemplate, ChatTemplateError};
-pub use decoder::{Cache, Decoder, EngineError, ForwardState, PassOptions, SCORE_ROWS};
+pub use decoder::{Decoder, EngineError, ForwardState, PassOptions, SCORE_ROWS};
 pub use error::ModelError;
 pub use loaded::LoadedModel;
 pub use lora::{Dropout, LoraLayer, LoraPair, LoraTensors};

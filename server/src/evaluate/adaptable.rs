@@ -2,12 +2,15 @@
 
 use fleetune_core::adapter::Adapter;
 use fleetune_core::data::TokenizedExample;
-use fleetune_core::generate::{GenerateOptions, generate};
-use fleetune_core::model::{CancelToken, Decoder, PassOptions, TextTokenizer};
+use fleetune_core::generate::{Continuation, GenerateOptions, generate_together};
+use fleetune_core::model::{Cache, CancelToken, Decoder, PassOptions, TextTokenizer};
 use fleetune_core::train::{Evaluation, PassLimits, TrainOptions, Trainer, TrainerState, evaluate};
 
 use super::federated::Adaptable;
 use super::model::ModelError;
+
+/// Answers that are written at a time.
+const TOGETHER: usize = 16;
 
 /// A decoder with an adapter that can be trained and taken back.
 pub struct AdaptableModel<'d> {
@@ -48,14 +51,20 @@ impl Adaptable for AdaptableModel<'_> {
         evaluate(self.decoder, adapter, texts, PassLimits::default(), &self.cancel).map_err(engine)
     }
 
-    fn write(&mut self, prompt: &[u32], max_tokens: usize) -> Result<String, ModelError> {
+    fn write(&mut self, prompts: &[&[u32]], max_tokens: usize) -> Result<Vec<String>, ModelError> {
         let lora = self.decoder.lora_tensors(self.trainer.adapter()).map_err(engine)?;
         let cancel = self.cancel.clone();
         let pass = PassOptions { lora: Some(&lora), cancel, ..PassOptions::default() };
         let stop_ids = self.tokenizer.stop_ids().to_vec();
         let options = GenerateOptions { max_tokens, stop_ids, ..GenerateOptions::default() };
-        let ids = generate(self.decoder, prompt, &options, &pass, |_| true).map_err(engine)?;
-        self.tokenizer.decode(&ids, true).map_err(engine)
+        let texts: Vec<_> = prompts
+            .iter()
+            .map(|prompt| Continuation { prompt, options: options.clone() })
+            .collect();
+        let mut written = vec![Vec::new(); texts.len()];
+        generate_together(self.decoder, &Cache::new(), &texts, TOGETHER, &pass, &mut written)
+            .map_err(engine)?;
+        written.iter().map(|ids| self.tokenizer.decode(ids, true).map_err(engine)).collect()
     }
 
     fn step(&mut self, batch: &[TokenizedExample]) -> Result<(), ModelError> {

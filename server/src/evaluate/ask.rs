@@ -1,5 +1,7 @@
 //! From questions to tokens, and from a model's numbers and texts to answers.
 
+use std::ops::ControlFlow;
+
 use fleetune_core::data::{Message, Role, Template};
 use sha2::{Digest, Sha256};
 
@@ -159,47 +161,112 @@ pub fn score(
     Ok(answers.map(Answer::Scores).zip(cuts).collect())
 }
 
-/// The answers to a question in writing, with whether a prompt had to be cut.
+/// Answers questions in writing, all together. `done` is given a question's number, its answers and
+/// whether a prompt had to be cut, as soon as the answers are complete, and says whether to go on.
 ///
 /// # Errors
-/// When the model fails, or the template cannot hold the conversation.
+/// When the model fails, or the template cannot hold a conversation.
 pub fn write(
     model: &mut dyn LanguageModel,
-    question: &Question,
-    ready: &Ready,
+    questions: &[(&Question, &Ready)],
     manner: &Manner,
-) -> Result<(Answer, bool), ModelError> {
-    let Ready::Write { text, options } = ready else {
-        return Ok((Answer::Texts(Vec::new()), false));
-    };
-    let (mut answers, mut was_cut) = continue_text(model, text, options)?;
-    if let Question::Writing(Writing { asking, .. }) = question {
-        match asking {
-            Asking::Once(_) => {}
-            Asking::Then(_, then) => {
-                let prompt = then(answers.first().map_or("", String::as_str));
-                let text = wrap(model, &prompt, manner.wrapping)?;
-                let (more, cut) = continue_text(model, &text, options)?;
-                answers.extend(more);
-                was_cut |= cut;
-            }
-            Asking::Turns(turns) => {
-                for turn in 1..turns.len() {
-                    let mut messages = Vec::new();
-                    for (question, answer) in turns.iter().zip(&answers) {
-                        messages.push(Message::new(Role::User, question.clone()));
-                        messages.push(Message::new(Role::Assistant, answer.trim()));
-                    }
-                    messages.push(Message::new(Role::User, turns[turn].clone()));
-                    let text = conversation(model, &messages, manner.wrapping)?;
-                    let (more, cut) = continue_text(model, &text, options)?;
-                    answers.extend(more);
-                    was_cut |= cut;
-                }
+    done: &mut dyn FnMut(usize, Answer, bool) -> ControlFlow<()>,
+) -> Result<(), ModelError> {
+    let mut dialogues: Vec<Dialogue> = questions
+        .iter()
+        .map(|&(question, ready)| Dialogue { question, ready, answers: Vec::new(), cut: false })
+        .collect();
+    let mut flow = ControlFlow::Continue(());
+    for turn in 0.. {
+        let mut requests = Vec::new();
+        let mut asked = Vec::new();
+        for (number, dialogue) in dialogues.iter_mut().enumerate() {
+            if let Some(request) = dialogue.request(model, manner.wrapping, turn)? {
+                requests.push(request);
+                asked.push(number);
             }
         }
+        if requests.is_empty() {
+            break;
+        }
+        model.generate(&requests, &mut |i, answers| {
+            let dialogue = &mut dialogues[asked[i]];
+            dialogue.answers.extend(answers);
+            if turn + 1 == dialogue.turns() {
+                let answers = std::mem::take(&mut dialogue.answers);
+                flow = done(asked[i], Answer::Texts(answers), dialogue.cut);
+            }
+            flow
+        })?;
+        if flow.is_break() {
+            break;
+        }
     }
-    Ok((Answer::Texts(answers), was_cut))
+    Ok(())
+}
+
+/// A question in writing and what was answered so far.
+struct Dialogue<'a> {
+    question: &'a Question,
+    ready: &'a Ready,
+    answers: Vec<String>,
+    cut: bool,
+}
+
+impl Dialogue<'_> {
+    fn asking(&self) -> Option<&Asking> {
+        match self.question {
+            Question::Writing(Writing { asking, .. }) => Some(asking),
+            Question::Choice(_) => None,
+        }
+    }
+
+    /// How many times the model is asked.
+    fn turns(&self) -> usize {
+        match self.asking() {
+            Some(Asking::Turns(turns)) => turns.len(),
+            Some(Asking::Then(..)) => 2,
+            Some(Asking::Once(_)) | None => 1,
+        }
+    }
+
+    /// What the model is asked in a turn, counted from 0, if there is one.
+    fn request(
+        &mut self,
+        model: &dyn LanguageModel,
+        wrapping: Wrapping,
+        turn: usize,
+    ) -> Result<Option<GenerateRequest>, ModelError> {
+        let Ready::Write { text, options } = self.ready else { return Ok(None) };
+        if turn >= self.turns() {
+            return Ok(None);
+        }
+        let text = match self.asking() {
+            Some(Asking::Then(_, then)) if turn > 0 => {
+                let before = self.answers.first().map_or("", String::as_str);
+                wrap(model, &then(before), wrapping)?
+            }
+            Some(Asking::Turns(turns)) if turn > 0 => {
+                let mut messages = Vec::new();
+                for (question, answer) in turns.iter().zip(&self.answers) {
+                    messages.push(Message::new(Role::User, question.clone()));
+                    messages.push(Message::new(Role::Assistant, answer.trim()));
+                }
+                messages.push(Message::new(Role::User, turns[turn].clone()));
+                conversation(model, &messages, wrapping)?
+            }
+            _ => text.clone(),
+        };
+        let mut prompt = model.encode(&text, true)?;
+        let limit = model.max_tokens();
+        // At least half of the room stays for the question.
+        let max_tokens = options.max_tokens.min(limit / 2).max(1);
+        self.cut |= cut(&mut prompt, limit, max_tokens)?;
+        Ok(Some(GenerateRequest {
+            prompt,
+            options: GenerateOptions { max_tokens, ..options.clone() },
+        }))
+    }
 }
 
 /// What the answer to a multiple-choice question is worth.
@@ -279,21 +346,6 @@ fn conversation(
         return Ok(lines.collect::<String>() + "### Assistant:");
     };
     model.render(template, messages)
-}
-
-fn continue_text(
-    model: &mut dyn LanguageModel,
-    text: &str,
-    options: &GenerateOptions,
-) -> Result<(Vec<String>, bool), ModelError> {
-    let mut prompt = model.encode(text, true)?;
-    let limit = model.max_tokens();
-    // At least half of the room stays for the question.
-    let options =
-        GenerateOptions { max_tokens: options.max_tokens.min(limit / 2).max(1), ..options.clone() };
-    let was_cut = cut(&mut prompt, limit, options.max_tokens)?;
-    let mut answers = model.generate(&[GenerateRequest { prompt, options }])?;
-    Ok((answers.pop().unwrap_or_default(), was_cut))
 }
 
 /// Drops the beginning of a prompt that leaves no room for `after` more tokens: examples go before

@@ -4,13 +4,15 @@
 //! once and kept as keys and values; a question is computed once for all of its options; and many
 //! questions go through the layers together, end to end.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use fleetune_core::adapter::Adapter;
 use fleetune_core::data::{EncodeError, Encoder, Message, Template, Tokenize};
-use fleetune_core::generate::{self, generate_after};
+use fleetune_core::generate::{self, Continuation, Reader, generate_together};
 use fleetune_core::model::{
-    Cache, CancelToken, Decoder, LoadedModel, LoraTensors, PackedBatch, PassOptions, TextTokenizer,
+    Cache, CancelToken, Decoder, LoadedModel, LoraTensors, PackedBatch, PassOptions, TextStream,
+    TextTokenizer,
 };
 use fleetune_core::train::Evaluation;
 use sha2::{Digest, Sha256};
@@ -21,6 +23,10 @@ use super::model::{GenerateRequest, Identity, LanguageModel, ModelError, ScoreRe
 const MAX_TOKENS: usize = 8192;
 /// Rows of one pass through the layers.
 const PASS_TOKENS: usize = 2048;
+/// Texts that are written at a time: more gain little.
+const TOGETHER: usize = 16;
+/// The most memory for keys and values of texts that are written at a time.
+const WRITING_BYTES: usize = 512 << 20;
 /// The shortest common beginning that is worth keeping.
 const MIN_SHARED: usize = 16;
 
@@ -193,7 +199,7 @@ impl LanguageModel for EngineModel {
 
     fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<Vec<Evaluation>>, ModelError> {
         let mut scores = Vec::with_capacity(requests.len());
-        for run in runs(requests) {
+        for run in runs(requests, |request| &request.prefix) {
             self.share(run.iter().map(|request| request.prefix.as_slice()))?;
             let kept = self.shared.tokens.len();
             for pass in passes(run, kept) {
@@ -203,91 +209,188 @@ impl LanguageModel for EngineModel {
         Ok(scores)
     }
 
-    fn generate(&mut self, requests: &[GenerateRequest]) -> Result<Vec<Vec<String>>, ModelError> {
-        requests.iter().map(|request| self.write(request)).collect()
+    fn generate(
+        &mut self,
+        requests: &[GenerateRequest],
+        done: &mut dyn FnMut(usize, Vec<String>) -> ControlFlow<()>,
+    ) -> Result<(), ModelError> {
+        let mut first = 0;
+        // The samples of a request share all of its prompt.
+        let alike = requests.chunk_by(|a, b| a.options.samples == 1 && b.options.samples == 1);
+        for run in alike.flat_map(|alike| runs(alike, |request| &request.prompt)) {
+            let flow = self.write(run, &mut |number, answers| done(first + number, answers))?;
+            if flow.is_break() {
+                break;
+            }
+            first += run.len();
+        }
+        Ok(())
     }
 }
 
 impl EngineModel {
-    fn write(&mut self, request: &GenerateRequest) -> Result<Vec<String>, ModelError> {
-        let GenerateRequest { prompt, options } = request;
-        let needed = prompt.len() + options.max_tokens;
-        if needed > self.max_tokens() {
-            return Err(ModelError::TooLong { needed, limit: self.max_tokens() });
+    /// Writes the answers to requests that share what is worth sharing.
+    fn write(
+        &mut self,
+        run: &[GenerateRequest],
+        done: &mut dyn FnMut(usize, Vec<String>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, ModelError> {
+        for GenerateRequest { prompt, options } in run {
+            let needed = prompt.len() + options.max_tokens;
+            if needed > self.max_tokens() {
+                return Err(ModelError::TooLong { needed, limit: self.max_tokens() });
+            }
         }
-        // Prompts come one by one: what this one has in common with the last is likely to be
-        // common to the next.
-        let last = std::mem::take(&mut self.shared.last_prompt);
-        self.share([prompt.as_slice(), last.as_slice()].into_iter())?;
-        self.shared.last_prompt.clone_from(prompt);
-        let rest = &prompt[self.shared.tokens.len()..];
-        let samples = 0..options.samples as u64;
-        samples.map(|sample| self.write_one(rest, request, options.seed ^ sample << 32)).collect()
+        let prompts = run.iter().map(|request| request.prompt.as_slice());
+        match run {
+            [GenerateRequest { prompt, options }] if options.samples == 1 => {
+                // Prompts may come one by one: what this one has in common with the last is likely
+                // to be common to the next.
+                let last = std::mem::take(&mut self.shared.last_prompt);
+                self.share(prompts.chain([last.as_slice()]))?;
+                self.shared.last_prompt.clone_from(prompt);
+            }
+            _ => self.share(prompts)?,
+        }
+        let kept = self.shared.tokens.len();
+        let tokenizer = self.tokenizer()?;
+        let mut texts = Vec::new();
+        let mut drafts = Vec::new();
+        for (number, GenerateRequest { prompt, options }) in run.iter().enumerate() {
+            for sample in 0..options.samples as u64 {
+                let options = generate::GenerateOptions {
+                    max_tokens: options.max_tokens,
+                    temperature: options.temperature,
+                    top_p: None,
+                    seed: options.seed ^ sample << 32,
+                    stop_ids: tokenizer.stop_ids().to_vec(),
+                };
+                texts.push(Continuation { prompt: &prompt[kept..], options });
+                drafts.push(Draft {
+                    request: number,
+                    stop: &run[number].options.stop,
+                    stream: Some(tokenizer.stream(true)),
+                    text: String::new(),
+                });
+            }
+        }
+        let answers = run.iter().map(|request| Vec::with_capacity(request.options.samples));
+        let mut desk = Desk {
+            drafts,
+            answers: answers.collect(),
+            run,
+            done,
+            outcome: Ok(ControlFlow::Continue(())),
+        };
+        let together = self.together(&texts);
+        let (cache, options) = (&self.shared.cache, self.options());
+        generate_together(&self.decoder, cache, &texts, together, &options, &mut desk)
+            .map_err(|error| ModelError::Engine(error.into()))?;
+        desk.outcome
     }
 
-    fn write_one(
-        &self,
-        rest: &[u32],
-        request: &GenerateRequest,
-        seed: u64,
-    ) -> Result<String, ModelError> {
-        let tokenizer = self.tokenizer()?;
-        let wanted = &request.options;
-        let options = generate::GenerateOptions {
-            max_tokens: wanted.max_tokens,
-            temperature: wanted.temperature,
-            top_p: None,
-            seed,
-            stop_ids: tokenizer.stop_ids().to_vec(),
-        };
-        let mut stream = tokenizer.stream(true);
-        let mut text = String::new();
-        let mut failed = None;
-        let each = |token| match stream.push(token) {
-            Ok(piece) => {
-                text.push_str(&piece);
-                !wanted.stop.iter().any(|stop| text.contains(stop))
-            }
-            Err(error) => {
-                failed = Some(error);
-                false
-            }
-        };
-        let cache = self.shared.cache.clone();
-        generate_after(&self.decoder, cache, rest, &options, &self.options(), each)
-            .map_err(|error| ModelError::Engine(error.into()))?;
-        if failed.is_none() {
-            match stream.finish() {
-                Ok(piece) => text.push_str(&piece),
-                Err(error) => failed = Some(error),
-            }
-        }
-        if let Some(error) = failed {
-            return Err(ModelError::Engine(error.into()));
-        }
-        let end = wanted.stop.iter().filter_map(|stop| text.find(stop)).min();
-        text.truncate(end.unwrap_or(text.len()));
-        Ok(text)
+    /// How many of these texts to write at a time.
+    fn together(&self, texts: &[Continuation]) -> usize {
+        let config = &self.model.config;
+        let row = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size_of::<f32>();
+        let longest = texts.iter().map(|text| text.prompt.len() + text.options.max_tokens).max();
+        let fit = WRITING_BYTES / (row * longest.unwrap_or(0)).max(1);
+        fit.clamp(1, TOGETHER)
     }
 }
 
-/// Cuts requests into runs of neighbours that share a beginning; no run is empty.
-fn runs(requests: &[ScoreRequest]) -> Vec<&[ScoreRequest]> {
+/// A text that is being written.
+struct Draft<'a> {
+    request: usize,
+    stop: &'a [String],
+    stream: Option<TextStream<'a>>,
+    text: String,
+}
+
+/// Where the texts of a run are written.
+struct Desk<'a> {
+    drafts: Vec<Draft<'a>>,
+    /// Texts that are complete, by request, in the order of their samples.
+    answers: Vec<Vec<(usize, String)>>,
+    run: &'a [GenerateRequest],
+    done: &'a mut dyn FnMut(usize, Vec<String>) -> ControlFlow<()>,
+    outcome: Result<ControlFlow<()>, ModelError>,
+}
+
+impl Reader for Desk<'_> {
+    fn token(&mut self, text: usize, token: u32) -> bool {
+        let draft = &mut self.drafts[text];
+        let Some(stream) = &mut draft.stream else { return false };
+        match stream.push(token) {
+            Ok(piece) => {
+                draft.text.push_str(&piece);
+                !draft.stop.iter().any(|stop| draft.text.contains(stop))
+            }
+            Err(error) => {
+                self.outcome = Err(ModelError::Engine(error.into()));
+                false
+            }
+        }
+    }
+
+    fn end(&mut self, text: usize) -> bool {
+        if self.outcome.is_err() {
+            return false;
+        }
+        let draft = &mut self.drafts[text];
+        match draft.stream.take().map_or(Ok(String::new()), TextStream::finish) {
+            Ok(piece) => draft.text.push_str(&piece),
+            Err(error) => {
+                self.outcome = Err(ModelError::Engine(error.into()));
+                return false;
+            }
+        }
+        let end = draft.stop.iter().filter_map(|stop| draft.text.find(stop)).min();
+        draft.text.truncate(end.unwrap_or(draft.text.len()));
+        let answers = &mut self.answers[draft.request];
+        answers.push((text, std::mem::take(&mut draft.text)));
+        if answers.len() < self.run[draft.request].options.samples {
+            return true;
+        }
+        answers.sort_unstable_by_key(|(sample, _)| *sample);
+        let answers = std::mem::take(answers).into_iter().map(|(_, text)| text).collect();
+        let flow = (self.done)(draft.request, answers);
+        self.outcome = Ok(flow);
+        flow.is_continue()
+    }
+}
+
+/// Cuts requests into runs of neighbours: whose prompts share a beginning, or none that is worth
+/// keeping; no run is empty.
+fn runs<T>(requests: &[T], prompt: impl Fn(&T) -> &[u32]) -> Vec<&[T]> {
+    let shared = |a: &T, b: &T| {
+        let length = common_length(prompt(a), prompt(b));
+        if length < MIN_SHARED { 0 } else { length }
+    };
     let mut runs = Vec::new();
     let mut rest = requests;
     while let [first, others @ ..] = rest {
-        let mut common = usize::MAX;
-        let with = others.iter().take_while(|other| {
-            let shared = common_length(&first.prefix, &other.prefix).min(common);
-            // A neighbour that shares much less would take it from all.
-            let joins = shared >= MIN_SHARED && (common == usize::MAX || shared * 2 >= common);
-            if joins {
-                common = shared;
+        let with = match others.first().map_or(0, |other| shared(first, other)) {
+            0 => {
+                let alone = |pair: &[T]| shared(&pair[0], &pair[1]) == 0;
+                // The last that shares nothing with the one before may share with the one after.
+                let pairs = others.windows(2).take_while(|pair| alone(pair)).count();
+                if pairs + 1 == others.len() { others.len() } else { pairs }
             }
-            joins
-        });
-        let length = 1 + with.count();
-        let (run, others) = rest.split_at(length);
+            mut common => {
+                let joining = others.iter().take_while(|other| {
+                    let shared = shared(first, other).min(common);
+                    // A neighbour that shares much less would take it from all.
+                    let joins = shared * 2 >= common;
+                    if joins {
+                        common = shared;
+                    }
+                    joins
+                });
+                joining.count()
+            }
+        };
+        let (run, others) = rest.split_at(1 + with);
         runs.push(run);
         rest = others;
     }
@@ -329,9 +432,23 @@ mod tests {
         let a = |last| request((0..40).chain([last]));
         let b = |last| request((100..140).chain([last]));
         let requests = [a(1), a(2), b(1), b(2), b(3), request([7])];
-        let lengths: Vec<usize> = runs(&requests).iter().map(|run| run.len()).collect();
+        let lengths: Vec<usize> =
+            runs(&requests, |request| &request.prefix).iter().map(|run| run.len()).collect();
         assert_eq!(lengths, [2, 3, 1]);
-        assert_eq!(runs(&[]).len(), 0);
+        assert_eq!(runs(&[], |request: &ScoreRequest| &request.prefix).len(), 0);
+    }
+
+    #[test]
+    fn neighbours_that_share_nothing_run_together() {
+        let a = |last| request((0..40).chain([last]));
+        let alone = |first| request(first..first + 9);
+        let requests = [alone(100), alone(200), alone(300), a(1), a(2), alone(400), alone(500)];
+        let lengths = |requests: &[ScoreRequest]| -> Vec<usize> {
+            runs(requests, |request| &request.prefix).iter().map(|run| run.len()).collect()
+        };
+        assert_eq!(lengths(&requests), [3, 2, 2]);
+        assert_eq!(lengths(&requests[..2]), [2]);
+        assert_eq!(lengths(&requests[2..4]), [2]);
     }
 
     #[test]
@@ -339,7 +456,8 @@ mod tests {
         let long = |last| request((0..400).chain([last]));
         let short = request((0..20).chain([900]));
         let requests = [long(1), long(2), short];
-        let lengths: Vec<usize> = runs(&requests).iter().map(|run| run.len()).collect();
+        let lengths: Vec<usize> =
+            runs(&requests, |request| &request.prefix).iter().map(|run| run.len()).collect();
         assert_eq!(lengths, [2, 1]);
     }
 

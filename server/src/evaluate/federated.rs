@@ -73,7 +73,7 @@ pub trait Adaptable {
     ///
     /// # Errors
     /// When the engine fails.
-    fn write(&mut self, prompt: &[u32], max_tokens: usize) -> Result<String, ModelError>;
+    fn write(&mut self, prompts: &[&[u32]], max_tokens: usize) -> Result<Vec<String>, ModelError>;
 
     /// Takes one optimiser step on a batch.
     ///
@@ -223,11 +223,10 @@ fn measure(
     add("token_accuracy", sum.token_accuracy());
     let asked = &client.held_out[..client.held_out.len().min(options.answers)];
     if !asked.is_empty() {
-        let mut total = 0.0;
-        for row in asked {
-            total += rouge_l(&row.answer, &model.write(&row.prompt, options.answer_tokens)?).f1;
-        }
-        add("rouge_l", total / asked.len() as f64);
+        let prompts: Vec<&[u32]> = asked.iter().map(|row| row.prompt.as_slice()).collect();
+        let written = model.write(&prompts, options.answer_tokens)?;
+        let scores = asked.iter().zip(written).map(|(row, text)| rouge_l(&row.answer, &text).f1);
+        add("rouge_l", scores.sum::<f64>() / asked.len() as f64);
     }
     Ok(())
 }
@@ -299,8 +298,8 @@ mod tests {
             Ok(texts.iter().map(score).collect())
         }
 
-        fn write(&mut self, prompt: &[u32], _max_tokens: usize) -> Result<String, ModelError> {
-            Ok(format!("answer {}", prompt[0]))
+        fn write(&mut self, prompts: &[&[u32]], _: usize) -> Result<Vec<String>, ModelError> {
+            Ok(prompts.iter().map(|prompt| format!("answer {}", prompt[0])).collect())
         }
 
         fn step(&mut self, batch: &[TokenizedExample]) -> Result<(), ModelError> {

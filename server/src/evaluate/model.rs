@@ -5,6 +5,7 @@
 //! caches keys and values, and batches.
 
 use std::fmt;
+use std::ops::ControlFlow;
 
 use fleetune_core::data::{EncodeError, Message, Template};
 use fleetune_core::train::Evaluation;
@@ -119,9 +120,15 @@ pub trait LanguageModel {
     /// When a sequence is too long, or the engine fails.
     fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<Vec<Evaluation>>, ModelError>;
 
-    /// For each request, as many answers as it asks for.
+    /// Writes as many answers to each request as it asks for. `done` is given a request's number and
+    /// its answers as soon as they are complete, in any order, and says whether to go on with the
+    /// others.
     ///
     /// # Errors
     /// When a prompt leaves no room for an answer, or the engine fails.
-    fn generate(&mut self, requests: &[GenerateRequest]) -> Result<Vec<Vec<String>>, ModelError>;
+    fn generate(
+        &mut self,
+        requests: &[GenerateRequest],
+        done: &mut dyn FnMut(usize, Vec<String>) -> ControlFlow<()>,
+    ) -> Result<(), ModelError>;
 }

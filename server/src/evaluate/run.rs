@@ -4,6 +4,7 @@
 //! the same command goes on where it was.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::ControlFlow;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::ask::{self, Manner, Ready, choice_verdict};
@@ -16,8 +17,9 @@ use super::suite::{
     Verdict, Wrapping, sample,
 };
 
-/// Multiple-choice questions that go to the model in one call.
-const BATCH: usize = 32;
+/// Questions that go to the model in one call. A conversation of several turns is kept when it is
+/// complete, so more at a time would lose more to a kill.
+const BATCH: usize = 64;
 
 /// What to run.
 pub struct Plan {
@@ -192,40 +194,50 @@ impl<'a> SuiteRun<'a> {
         let open: Vec<&Asked> =
             asked.iter().filter(|asked| journal.answer(&asked.key).is_none()).collect();
         let scored = |asked: &Asked| matches!(asked.ready, Ready::Score { .. });
-        // What is written goes one by one: each answer may take long.
-        for batch in open.chunk_by(|a, b| scored(a) && scored(b)) {
-            for batch in batch.chunks(BATCH) {
+        for alike in open.chunk_by(|a, b| scored(a) == scored(b)) {
+            for batch in alike.chunks(BATCH) {
                 if watcher.stop() {
                     return Err(RunError::Stopped);
                 }
-                let start = Instant::now();
-                let questions: Vec<(&str, &[String])> = batch
-                    .iter()
-                    .filter_map(|asked| match &asked.ready {
-                        Ready::Score { text, options } => Some((text.as_str(), options.as_slice())),
-                        Ready::Write { .. } => None,
-                    })
-                    .collect();
-                let answers = match questions.as_slice() {
-                    [] => batch
-                        .iter()
-                        .map(|a| ask::write(model, &a.item.question, &a.ready, &self.manner))
-                        .collect::<Result<Vec<_>, _>>(),
-                    questions => ask::score(model, questions),
+                let answered = match scored(batch[0]) {
+                    true => score(batch, model, journal, watcher),
+                    false => self.write(batch, model, journal, watcher),
                 };
-                let answers = match answers {
+                match answered {
                     // The wish to stop ends a running pass, too.
-                    Err(_) if watcher.stop() => return Err(RunError::Stopped),
-                    other => other.map_err(SuiteError::from)?,
-                };
-                let seconds = start.elapsed().as_secs_f64() / batch.len() as f64;
-                for (asked, (answer, cut)) in batch.iter().zip(answers) {
-                    journal.add_answer(asked.key.clone(), Answered { answer, cut, seconds })?;
+                    Err(RunError::Suite(_)) if watcher.stop() => return Err(RunError::Stopped),
+                    other => other?,
                 }
-                watcher.advance(batch.len());
             }
         }
         Ok(())
+    }
+
+    fn write(
+        &self,
+        batch: &[&Asked],
+        model: &mut dyn LanguageModel,
+        journal: &mut Journal,
+        watcher: &mut dyn Watcher,
+    ) -> Result<(), RunError> {
+        let questions: Vec<_> = batch.iter().map(|a| (&a.item.question, &a.ready)).collect();
+        let mut kept = Ok(());
+        let mut last = Instant::now();
+        let mut done = |number: usize, answer, cut| {
+            let seconds = last.elapsed().as_secs_f64();
+            last = Instant::now();
+            let answered = Answered { answer, cut, seconds };
+            kept = journal.add_answer(batch[number].key.clone(), answered);
+            watcher.advance(1);
+            if kept.is_err() || watcher.stop() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        ask::write(model, &questions, &self.manner, &mut done).map_err(SuiteError::from)?;
+        kept?;
+        if watcher.stop() { Err(RunError::Stopped) } else { Ok(()) }
     }
 
     fn sum_up(
@@ -280,6 +292,30 @@ impl<'a> SuiteRun<'a> {
             wrong: wrong.map(|((a, answer), j)| example(a, answer.as_ref(), &j.verdict)).collect(),
         }
     }
+}
+
+/// Scores the options of questions.
+fn score(
+    batch: &[&Asked],
+    model: &mut dyn LanguageModel,
+    journal: &mut Journal,
+    watcher: &mut dyn Watcher,
+) -> Result<(), RunError> {
+    let start = Instant::now();
+    let questions: Vec<(&str, &[String])> = batch
+        .iter()
+        .filter_map(|asked| match &asked.ready {
+            Ready::Score { text, options } => Some((text.as_str(), options.as_slice())),
+            Ready::Write { .. } => None,
+        })
+        .collect();
+    let answers = ask::score(model, &questions).map_err(SuiteError::from)?;
+    let seconds = start.elapsed().as_secs_f64() / batch.len() as f64;
+    for (asked, (answer, cut)) in batch.iter().zip(answers) {
+        journal.add_answer(asked.key.clone(), Answered { answer, cut, seconds })?;
+    }
+    watcher.advance(batch.len());
+    Ok(())
 }
 
 fn is_choice(asked: &Asked) -> bool {

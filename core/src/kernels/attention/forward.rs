@@ -121,16 +121,35 @@ fn attend_rows<const FMA: bool>(
     }
     let largest = max(scores);
     let sum = exponentiate::<FMA>(scores, largest);
-    out.fill(0.0);
-    for (key, score) in runs.iter().cloned().flatten().zip(scores.iter()) {
-        for (out, v) in out.iter_mut().zip(&inputs.v[place(key)]) {
-            *out = mul_add::<FMA>(*score, *v, *out);
-        }
+    let values = || {
+        let keys = runs.iter().cloned().flatten();
+        keys.zip(scores.iter()).map(|(key, score)| (*score, &inputs.v[place(key)]))
+    };
+    let (wide, rest) = out.as_chunks_mut::<{ 4 * LANES }>();
+    let last = wide.len() * 4 * LANES;
+    for (i, out) in wide.iter_mut().enumerate() {
+        *out = weighted_sum::<FMA, _>(values(), i * 4 * LANES, sum);
     }
-    for out in out.iter_mut() {
-        *out /= sum;
+    for (i, out) in rest.iter_mut().enumerate() {
+        [*out] = weighted_sum::<FMA, 1>(values(), last + i, sum);
     }
     largest + sum.ln()
+}
+
+/// `Σ score·value / sum` of `N` neighbouring values from `first` on, which stay in registers.
+#[inline(always)]
+fn weighted_sum<'a, const FMA: bool, const N: usize>(
+    values: impl Iterator<Item = (f32, &'a [f32])>,
+    first: usize,
+    sum: f32,
+) -> [f32; N] {
+    let mut sums = [0.0; N];
+    for (score, values) in values {
+        for (sum, value) in sums.iter_mut().zip(&values[first..first + N]) {
+            *sum = mul_add::<FMA>(score, *value, *sum);
+        }
+    }
+    sums.map(|value| value / sum)
 }
 
 /// Replaces each score by `exp(score - largest)` and returns the sum.

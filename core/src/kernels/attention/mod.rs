@@ -53,6 +53,12 @@ impl Segment {
         Self { queries: rows.clone(), context: Vec::new(), keys: rows }
     }
 
+    /// The positions of the queries in their text.
+    pub fn positions(&self) -> impl Iterator<Item = u32> + use<> {
+        let first = self.first_position();
+        (first..first + self.queries.len()).map(|position| position as u32)
+    }
+
     /// The position of the first query.
     fn first_position(&self) -> usize {
         self.context.iter().map(Range::len).sum()

@@ -6,6 +6,8 @@ mod opinion;
 pub use endpoint::{Endpoint, EndpointOptions};
 pub use opinion::{rating, verdict_bit};
 
+use std::ops::ControlFlow;
+
 use fleetune_core::data::{Message, Role, Template};
 
 use super::model::{GenerateOptions, GenerateRequest, LanguageModel, ModelError};
@@ -88,7 +90,11 @@ impl<M: LanguageModel + Send> Judge for LocalJudge<M> {
         prompt.drain(..prompt.len().saturating_sub(kept));
         let options =
             GenerateOptions { max_tokens, stop: Vec::new(), temperature: 0.0, samples: 1, seed: 0 };
-        let mut answers = self.model.generate(&[GenerateRequest { prompt, options }])?;
-        Ok(answers.pop().and_then(|mut samples| samples.pop()).unwrap_or_default())
+        let mut answer = None;
+        self.model.generate(&[GenerateRequest { prompt, options }], &mut |_, mut answers| {
+            answer = answers.pop();
+            ControlFlow::Continue(())
+        })?;
+        Ok(answer.unwrap_or_default())
     }
 }
