@@ -16,6 +16,7 @@ use fleetune_server::evaluate::result::EvaluationResult;
 use fleetune_server::evaluate::run::{Plan, RunError, Watcher, run};
 use fleetune_server::evaluate::suite::{Question, Scoring, SuiteOptions, Tools, Wrapping};
 use fleetune_server::evaluate::suites;
+use fleetune_server::training::ComputePrecision;
 use serde_json::{Value, json};
 
 /// A model whose tokens are bytes. It finds texts likely that hold `likes`, and writes `says`.
@@ -43,6 +44,7 @@ impl LanguageModel for Fake {
             model_sha256: "0".to_owned(),
             adapter: None,
             adapter_sha256: None,
+            precision: ComputePrecision::F32,
         }
     }
 

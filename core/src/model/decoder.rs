@@ -49,6 +49,7 @@ pub struct Decoder {
     config: ModelConfig,
     device: Device,
     dtype: DType,
+    precision: Precision,
     ops: Box<dyn Ops>,
     /// For tokens that follow a cache, which may be few.
     writing_ops: Box<dyn Ops>,
@@ -155,7 +156,8 @@ impl Decoder {
         if device.is_cpu() {
             let ops: [Box<dyn Ops>; 2] =
                 [Box::new(HostOps::new(precision)), Box::new(HostOps::for_writing(precision))];
-            return Self::build(config, weights, device, DType::F32, ops, |weight| {
+            let numbers = (DType::F32, precision);
+            return Self::build(config, weights, device, numbers, ops, |weight| {
                 Ok(Frozen::Host(weight.clone()))
             });
         }
@@ -165,7 +167,7 @@ impl Decoder {
         };
         let ops = TensorOps::new(device);
         let ops: [Box<dyn Ops>; 2] = [Box::new(ops.clone()), Box::new(ops)];
-        Self::build(config, weights, device, dtype, ops, |weight| {
+        Self::build(config, weights, device, (dtype, precision), ops, |weight| {
             Frozen::packed(weight, device, dtype)
         })
     }
@@ -183,7 +185,7 @@ impl Decoder {
     ) -> Result<Self, EngineError> {
         let ops = TensorOps::new(device);
         let ops: [Box<dyn Ops>; 2] = [Box::new(ops.clone()), Box::new(ops)];
-        Self::build(config, weights, device, dtype, ops, |weight| {
+        Self::build(config, weights, device, (dtype, Precision::F32), ops, |weight| {
             Frozen::on_device(weight, device, dtype)
         })
     }
@@ -192,7 +194,7 @@ impl Decoder {
         config: ModelConfig,
         weights: &DecoderWeights,
         device: &Device,
-        dtype: DType,
+        (dtype, precision): (DType, Precision),
         [ops, writing_ops]: [Box<dyn Ops>; 2],
         frozen: impl Fn(&crate::weight::FrozenWeight) -> candle_core::Result<Frozen>,
     ) -> Result<Self, EngineError> {
@@ -210,6 +212,7 @@ impl Decoder {
             device: device.clone(),
             config,
             dtype,
+            precision,
             ops,
             writing_ops,
             embedding,
@@ -221,6 +224,11 @@ impl Decoder {
     /// Shape and constants of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// How products with frozen weights round.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Where the decoder computes.

@@ -94,7 +94,10 @@ impl EngineModel {
         };
         let model_sha256 = model.content_hash()?.to_owned();
         let (adapter, adapter_sha256) = applied.map(|a| (a.name, a.sha256)).unzip();
-        let identity = Identity { model: name.to_owned(), model_sha256, adapter, adapter_sha256 };
+        let precision = decoder.precision().into();
+        let model_name = name.to_owned();
+        let identity =
+            Identity { model: model_name, model_sha256, adapter, adapter_sha256, precision };
         Ok(Self { model, decoder, lora, identity, cancel, shared: Shared::default() })
     }
 

@@ -175,7 +175,7 @@ impl Journal {
             })?;
             match entry {
                 Entry::Model(theirs) if number == 1 => {
-                    if !theirs.same_weights(ours) {
+                    if !theirs.computes_as(ours) {
                         return Err(JournalError::OtherModel {
                             path: path.to_owned(),
                             theirs: theirs.to_string(),
@@ -247,6 +247,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::training::ComputePrecision;
 
     fn identity(sha: &str) -> Identity {
         Identity {
@@ -254,6 +255,7 @@ mod tests {
             model_sha256: sha.to_owned(),
             adapter: None,
             adapter_sha256: None,
+            precision: ComputePrecision::F32,
         }
     }
 
@@ -291,6 +293,16 @@ mod tests {
         assert!(matches!(error, JournalError::Locked { .. }), "{error}");
         drop(first);
         assert!(Journal::open(&path, &identity("a")).is_ok());
+    }
+
+    #[test]
+    fn a_journal_in_another_precision_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j.jsonl");
+        Journal::open(&path, &identity("a")).unwrap();
+        let ours = Identity { precision: ComputePrecision::Bf16, ..identity("a") };
+        let error = Journal::open(&path, &ours).err().unwrap();
+        assert!(error.to_string().contains("of m, not of m in bf16"), "{error}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use fleetune_core::data::{EncodeError, Message, Template};
 use fleetune_core::train::Evaluation;
 use serde::{Deserialize, Serialize};
 
+use crate::training::ComputePrecision;
+
 /// Which model an evaluation was of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -22,20 +24,31 @@ pub struct Identity {
     pub adapter: Option<String>,
     /// SHA-256 of the adapter's tensors.
     pub adapter_sha256: Option<String>,
+    /// How its products round.
+    #[serde(default)]
+    pub precision: ComputePrecision,
 }
 
 impl Identity {
-    /// Whether both are the same numbers, whatever they are called.
-    pub fn same_weights(&self, other: &Self) -> bool {
-        self.model_sha256 == other.model_sha256 && self.adapter_sha256 == other.adapter_sha256
+    /// Whether both compute the same numbers, whatever they are called.
+    pub fn computes_as(&self, other: &Self) -> bool {
+        self.model_sha256 == other.model_sha256
+            && self.adapter_sha256 == other.adapter_sha256
+            && self.precision == other.precision
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.adapter {
-            Some(adapter) => write!(f, "{} with the adapter {adapter}", self.model),
-            None => f.write_str(&self.model),
+            Some(adapter) => write!(f, "{} with the adapter {adapter}", self.model)?,
+            None => f.write_str(&self.model)?,
+        }
+        // f32 goes without saying.
+        if self.precision == ComputePrecision::F32 {
+            Ok(())
+        } else {
+            write!(f, " in {}", self.precision)
         }
     }
 }

@@ -174,6 +174,7 @@ impl SuiteResult {
 mod tests {
     use super::*;
     use crate::evaluate::metrics::StandardError;
+    use crate::training::ComputePrecision;
 
     pub(super) fn result() -> EvaluationResult {
         let metric = |name: &str, group: Option<&str>| Metric {
@@ -213,6 +214,7 @@ mod tests {
                 model_sha256: "abc".to_owned(),
                 adapter: None,
                 adapter_sha256: None,
+                precision: ComputePrecision::F32,
             },
             started: 1,
             seconds: 4.0,
@@ -236,6 +238,7 @@ mod tests {
     fn json_says_how_the_numbers_came_about_and_reads_back() {
         let json = serde_json::to_value(result()).unwrap();
         assert_eq!(json["model_sha256"], "abc");
+        assert_eq!(json["precision"], "f32");
         let suite = &json["suites"][0];
         assert_eq!(
             (&suite["template"], &suite["scoring"]),

@@ -51,10 +51,11 @@ impl Task {
 }
 
 /// How matrix products round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComputePrecision {
     /// f32.
+    #[default]
     F32,
     /// bf16 inputs, f32 sums, where the processor is faster with them.
     Bf16,
@@ -66,6 +67,24 @@ impl From<ComputePrecision> for Precision {
             ComputePrecision::F32 => Precision::F32,
             ComputePrecision::Bf16 => Precision::Bf16,
         }
+    }
+}
+
+impl From<Precision> for ComputePrecision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl fmt::Display for ComputePrecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
     }
 }
 
