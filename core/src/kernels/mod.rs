@@ -10,6 +10,8 @@
 
 mod attention;
 mod cross_entropy;
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod cuda;
 mod dense;
 mod dequantize;
 mod frozen;
@@ -22,7 +24,7 @@ mod rotary;
 mod shared;
 mod swiglu;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod threads;
 
 pub use attention::{AttentionShape, HEADS_PER_THREAD, Segment, attention, attention_backward};

@@ -23,7 +23,7 @@ pub(super) const FORMATS: &[GgmlDType] = &[
 ];
 
 /// `n` values between -1 and 1.
-pub(super) fn random(n: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn random(n: usize, seed: u64) -> Vec<f32> {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     (0..n).map(|_| random.random_range(-1.0..1.0)).collect()
 }

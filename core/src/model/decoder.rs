@@ -14,6 +14,10 @@ use super::selection::Selection;
 use super::{DecoderWeights, ModelConfig};
 use crate::adapter::{Adapter, ParameterSet};
 use crate::kernels::Precision;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Card;
+#[cfg(feature = "cuda")]
+use crate::ops::CudaOps;
 use crate::ops::{Frozen, HostOps, Ops, Rotation, Segment, TargetScores, TensorOps};
 
 /// Rows of logits that exist at once where nobody planned otherwise.
@@ -165,8 +169,7 @@ impl Decoder {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
         };
-        let ops = TensorOps::new(device);
-        let ops: [Box<dyn Ops>; 2] = [Box::new(ops.clone()), Box::new(ops)];
+        let ops = [device_ops(device)?, device_ops(device)?];
         Self::build(config, weights, device, (dtype, precision), ops, |weight| {
             Frozen::packed(weight, device, dtype)
         })
@@ -617,4 +620,13 @@ impl Decoder {
         };
         Ok(Rotation { cos: table(cos)?, sin: table(sin)? })
     }
+}
+
+/// The operations of a device that is not the processor.
+fn device_ops(device: &Device) -> candle_core::Result<Box<dyn Ops>> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return Ok(Box::new(CudaOps::new(Card::new(device)?)));
+    }
+    Ok(Box::new(TensorOps::new(device)))
 }

@@ -1,14 +1,17 @@
 //! The operations of a decoder, forward and backward, and the seam where kernels replace them.
 //!
-//! [`Ops`] lists every operation the engine needs, with its gradient written by hand. Two
+//! [`Ops`] lists every operation the engine needs, with its gradient written by hand. Three
 //! implementations exist: [`TensorOps`] uses ordinary candle operations and so runs on every candle
 //! device and in every float type; [`HostOps`] runs on the processor in f32 and calls
-//! [`crate::kernels`]. Tests hold them against each other and against finite differences.
+//! [`crate::kernels`]; `CudaOps`, in builds for NVIDIA cards, calls kernels of ours there. Tests hold
+//! them against each other and against finite differences.
 //!
 //! Matrices are `[tokens, features]`, contiguous; the tokens of all sequences of a batch lie end to
 //! end. Frozen weights have no gradient anywhere: only what reaches an adapter's A and B, or the
 //! input of a layer, is ever computed.
 
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod frozen;
 mod host;
 mod tensor;
@@ -19,6 +22,8 @@ use candle_core::{Result, Tensor};
 
 pub use crate::kernels::{AttentionShape, Segment};
 
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::CudaOps;
 pub use frozen::Frozen;
 pub use host::HostOps;
 pub use tensor::TensorOps;
