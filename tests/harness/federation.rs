@@ -88,6 +88,7 @@ impl StandIn {
                 memory: self.plan(config),
                 cancel: CancelToken::default(),
             },
+            workers: &[],
             tokenizer,
             answer_tokens: config.answer_tokens,
             encoder: &encoder,

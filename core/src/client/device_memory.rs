@@ -1,5 +1,7 @@
 //! What a client keeps between the rounds that it takes part in.
 
+use serde::{Deserialize, Serialize};
+
 use super::messages::MessageError;
 use crate::adapter::ParameterSet;
 use crate::update::{Codec, decode, encode, split_messages};
@@ -12,7 +14,7 @@ const HEADER_LEN: usize = 8;
 
 /// What a client keeps between the rounds that it takes part in. All of it may be missing: a fresh
 /// device has none.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeviceMemory {
     /// SCAFFOLD: the client's control variate; none stands for zero.
     pub control: Option<ParameterSet>,

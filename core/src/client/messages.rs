@@ -4,6 +4,8 @@
 //! exactly, or as differences to a version that the client holds ([`Versions`]). The way up carries
 //! the client's change in the codec that the round asks for.
 
+use serde::{Deserialize, Serialize};
+
 use crate::adapter::{LayoutMismatch, ParameterSet};
 use crate::update::{
     BaseId, Codec, Rounding, UpdateError, Versions, decode, decode_for_base, encode,
@@ -27,7 +29,7 @@ pub enum MessageError {
 
 /// What a client of a round receives: the shared adapter, and for SCAFFOLD the server's control
 /// variate. All clients that hold the same version, or none, receive the same bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Download {
     /// The adapter's parameters, encoded: one message, or several that lead on from a version that
     /// the client holds.
@@ -98,7 +100,7 @@ const UPLOAD_VERSION: u16 = 1;
 const UPLOAD_HEADER: usize = 16;
 
 /// What a client sends back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upload {
     /// The adapter's change, encoded.
     pub adapter: Vec<u8>,

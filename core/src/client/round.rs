@@ -104,7 +104,7 @@ impl TrainingReport {
 }
 
 /// A client's round, done.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RoundOutcome {
     /// What the server gets.
     pub upload: Upload,

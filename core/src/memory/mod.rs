@@ -4,6 +4,8 @@
 //! how many layers keep their activations, and how many rows of logits exist at once. It predicts the
 //! peak of the process and refuses a budget that cannot be met, naming the smallest that can.
 
+use serde::{Deserialize, Serialize};
+
 use crate::adapter::{LoraConfig, Target};
 use crate::config::ModelConfig;
 use crate::kernels::HEADS_PER_THREAD;
@@ -61,7 +63,7 @@ pub struct Workload<'a> {
 }
 
 /// How training is laid out in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryPlan {
     /// Tokens of one client computed in one pass.
     pub max_pass_tokens: usize,

@@ -2,13 +2,13 @@
 
 use candle_core::Device;
 use clap::Args;
-use fleetune_core::device::DeviceChoice;
 use fleetune_core::kernels::InstructionSet;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::CommandError;
+use super::devices::DeviceList;
 use crate::interrupt::Interrupt;
 use crate::output::{self, OutputError};
 use crate::progress::{self, LogWriter};
@@ -25,9 +25,9 @@ pub struct GlobalArgs {
     /// Write the result as JSON on stdout (logs and progress go to stderr)
     #[arg(long, global = true)]
     json: bool,
-    /// Where to compute: auto, cpu, cuda, cuda:N or metal
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal; simulate takes several: cuda:0,1,2
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
-    device: DeviceChoice,
+    device: DeviceList,
     /// Threads to compute with [default: all cores]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -52,7 +52,9 @@ pub struct Context {
     /// Whether the result is to be JSON on stdout.
     pub json: bool,
     /// Where to compute.
-    pub device: DeviceChoice,
+    pub devices: DeviceList,
+    /// Flags that have a process started from here tell as much as this one.
+    pub log_flags: Vec<String>,
 }
 
 impl Context {
@@ -64,15 +66,18 @@ impl Context {
         progress::set_quiet(args.quiet);
         start_logging(args)?;
         InstructionSet::from_environment().map_err(CommandError::usage)?;
-        Ok(Self { json: args.json, device: args.device })
+        let quiet = args.quiet.then(|| "--quiet".to_owned());
+        let verbose = std::iter::repeat_n("--verbose".to_owned(), args.verbose.into());
+        let log_flags = quiet.into_iter().chain(verbose).collect();
+        Ok(Self { json: args.json, devices: args.device.clone(), log_flags })
     }
 
-    /// Opens the device asked for.
+    /// Opens the device asked for, the first where there are several.
     ///
     /// # Errors
     /// A usage error where this build or machine does not have it.
     pub fn open_device(&self) -> Result<Device, CommandError> {
-        self.device.open().map_err(CommandError::usage)
+        self.devices.first().open().map_err(CommandError::usage)
     }
 
     /// The flag of Ctrl-C. A command that asks for it must look at it between its steps.

@@ -60,6 +60,14 @@ impl CommandError {
         Self::Usage(error.to_string())
     }
 
+    /// What a user is told.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Usage(text) | Self::Interrupted(text) => text.clone(),
+            Self::Failed(error) => describe(error),
+        }
+    }
+
     /// Tells the user and gives the process's exit code.
     pub fn report(self) -> ExitCode {
         match self {

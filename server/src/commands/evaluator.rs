@@ -73,6 +73,7 @@ impl Evaluate for HeldOut {
                 memory: self.memory,
                 cancel: self.cancel.clone(),
             },
+            workers: &[],
             tokenizer,
             answer_tokens: self.config.answer_tokens,
             encoder: &encoder,

@@ -9,6 +9,7 @@ pub mod aggregate;
 pub mod bench;
 mod context;
 pub mod data;
+mod devices;
 pub mod engine;
 mod error;
 pub mod eval;
@@ -81,9 +82,15 @@ enum Command {
     Admin(admin::AdminArgs),
     /// Train a whole federation in one process and compare what algorithms make of it
     Simulate(simulate::SimulateArgs),
+    /// What `simulate` starts for each further device; it takes its orders from there
+    #[command(hide = true)]
+    SimulateWorker,
 }
 
 fn dispatch(command: Command, ctx: &Context) -> CommandResult {
+    if !matches!(command, Command::Simulate(_)) {
+        ctx.devices.check_single().map_err(CommandError::usage)?;
+    }
     match command {
         Command::Aggregate(args) => aggregate::run(args, ctx),
         Command::Export(args) => export::run(args, ctx),
@@ -97,6 +104,7 @@ fn dispatch(command: Command, ctx: &Context) -> CommandResult {
         Command::Serve(args) => serve::run(args, ctx),
         Command::Admin(args) => admin::run(args, ctx),
         Command::Simulate(args) => simulate::run(args, ctx),
+        Command::SimulateWorker => simulate::worker::run(ctx),
     }
 }
 
@@ -145,7 +153,8 @@ mod tests {
             assert!(line.len() <= 100, "copying from {path} --help breaks: {line}");
         }
         assert!(command.get_about().is_some(), "{path} does not say what it does");
-        let parts = command.get_subcommands().filter(|c| c.get_name() != "help");
+        let shown = |c: &&clap::Command| c.get_name() != "help" && !c.is_hide_set();
+        let parts = command.get_subcommands().filter(shown);
         parts.for_each(|part| check(part, &path));
     }
 

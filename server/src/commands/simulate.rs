@@ -1,6 +1,7 @@
-//! `fleetune simulate`: a whole federation in one process.
+//! `fleetune simulate`: a whole federation on one machine.
 
 mod memory;
+pub mod worker;
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -51,6 +52,7 @@ Examples:
   fleetune simulate --dataset fingpt --data-dir data --clients 8 \\
       --partition dirichlet:0.5 --rounds 20
   fleetune simulate --out runs/quickstart --resume
+  fleetune simulate configs/fingpt.toml --data-dir data --device cuda:0,1,2,3
 
 A run's folder holds config.toml (every value it used), metrics.jsonl, checkpoints/ and report.html.")]
 pub struct SimulateArgs {
@@ -277,9 +279,6 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     let model = Arc::new(LoadedModel::open(&model_path)?);
     check_context(&model, config.seq_len)?;
     let tokenizer = model.tokenizer()?;
-    let decoder =
-        Decoder::new(model.config.clone(), &model.weights, &device, config.precision.into())?;
-    let decoder = Arc::new(decoder);
     let dataset = open_dataset(&config)?;
     let encoder =
         Encoder::new(config.template(), tokenizer, config.seq_len).map_err(CommandError::usage)?;
@@ -293,26 +292,24 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
         Some(folder) => Some(initial_adapter(folder, &model, &config)?),
         None => None,
     };
-    let reference_adapter = config.reference_adapter.as_deref();
-    let reference_adapter =
-        reference_adapter.map(|folder| load_adapter(&model, folder)).transpose()?;
-    let references = References {
-        folder: out.join("reference"),
-        // Hashing a large model takes seconds, and supervised tuning asks no reference.
-        model_hash: match config.task {
-            Task::Sft => String::new(),
-            Task::Dpo => model.content_hash()?.to_owned(),
-        },
-        precision: config.precision.into(),
-        adapter: reference_adapter,
+    // Hashing a large model takes seconds, and supervised tuning asks no reference.
+    let model_hash = match config.task {
+        Task::Sft => String::new(),
+        Task::Dpo => model.content_hash()?.to_owned(),
     };
+    let references = references(&config, &out, model_hash, &model)?;
+    // They open the model while this process does.
+    let starting = worker::start(&config, &model_path, &references.model_hash, ctx)?;
+    let decoder =
+        Decoder::new(model.config.clone(), &model.weights, &device, config.precision.into())?;
+    let decoder = Arc::new(decoder);
     let suites = suite_questions(&config, (&model, &decoder), &fleet, &interrupt, ctx)?;
+    let memory = memory::plan_shared_memory(&model, &device, &config, &fleet, &encoder)?;
+    let workers = starting.into_iter().map(|worker| worker.ready(memory));
+    let workers = workers.collect::<Result<Vec<_>, _>>()?;
     let environment = Environment {
-        device: TrainingDevice {
-            decoder: &decoder,
-            memory: memory::plan_shared_memory(&model, &device, &config, &fleet, &encoder)?,
-            cancel: interrupt.cancel_token(),
-        },
+        device: TrainingDevice { decoder: &decoder, memory, cancel: interrupt.cancel_token() },
+        workers: &workers,
         tokenizer,
         answer_tokens: config.answer_tokens,
         encoder: &encoder,
@@ -452,6 +449,22 @@ fn data_dir(config: &RunConfig) -> Result<PathBuf, CommandError> {
         Some(folder) => Ok(folder.clone()),
         None => Ok(Cache::of_user()?.data()),
     }
+}
+
+/// What preferences are measured against in the run in folder `out`.
+fn references(
+    config: &RunConfig,
+    out: &Path,
+    model_hash: String,
+    model: &LoadedModel,
+) -> Result<References, CommandError> {
+    let adapter = config.reference_adapter.as_deref();
+    Ok(References {
+        folder: out.join("reference"),
+        model_hash,
+        precision: config.precision.into(),
+        adapter: adapter.map(|folder| load_adapter(model, folder)).transpose()?,
+    })
 }
 
 /// The adapter in `folder`, which must have the shape that the configuration says.

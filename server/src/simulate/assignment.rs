@@ -23,9 +23,18 @@ pub(super) struct TrainingFleet<'a> {
 }
 
 impl<'a> TrainingFleet<'a> {
+    pub fn new(
+        device: &'a TrainingDevice<'a>,
+        encoder: &'a Encoder<'a>,
+        data: &'a Fleet,
+        references: &'a References,
+    ) -> Self {
+        Self { device, encoder, data, references }
+    }
+
     pub fn of(environment: &'a Environment<'a>) -> Self {
         let Environment { device, encoder, fleet, references, .. } = environment;
-        Self { device, encoder, data: fleet, references }
+        Self::new(device, encoder, fleet, references)
     }
 }
 

@@ -10,6 +10,7 @@ use super::error::SimulateError;
 use super::fleet::Fleet;
 use super::references::References;
 use super::suites::SuiteQuestions;
+use super::workers::Worker;
 
 /// What all runs of one configuration share.
 #[derive(Clone)]
@@ -17,6 +18,8 @@ pub struct Environment<'a> {
     /// What clients compute with, and the server measures with: one copy of the base model,
     /// whatever the number of clients.
     pub device: TrainingDevice<'a>,
+    /// Processes that train clients on further devices.
+    pub workers: &'a [Worker],
     /// Text to tokens and back.
     pub tokenizer: &'a TextTokenizer,
     /// Longest answer, tokens.

@@ -16,6 +16,7 @@ use super::client_store::ClientStoreError;
 use super::config::{ConfigError, Difference};
 use super::fleet::FleetError;
 use super::journal::JournalError;
+use super::workers::WorkerError;
 use crate::aggregate::{AggregateError, StateFileError};
 use crate::evaluate::run::RunError;
 
@@ -84,6 +85,14 @@ pub enum SimulateError {
         client: u32,
         /// What went wrong.
         source: ClientError,
+    },
+    /// A device other than the run's first failed.
+    #[error("round {round}: {source}")]
+    Worker {
+        /// The round.
+        round: u32,
+        /// What went wrong.
+        source: WorkerError,
     },
     /// The reference's log-probabilities cannot be had.
     #[error(transparent)]

@@ -18,7 +18,7 @@ use super::assignment::{self, Assignment, TrainingFleet};
 use super::checkpoint::{Checkpoint, Checkpoints, ServerFiles};
 use super::client_store::ClientStore;
 use super::config::RunConfig;
-use super::crew::{Crew, Limits, Trained};
+use super::crew::{Crew, Limits, TeamTrainer, Trained};
 use super::environment::Environment;
 use super::error::SimulateError;
 use super::evaluation::measure;
@@ -116,7 +116,7 @@ struct Federation<'a> {
     /// What uploads have left out, by client.
     residuals: Option<ClientStore>,
     server: Server,
-    crew: Crew,
+    crew: Crew<'a, Assignment>,
     /// The shared adapter; its parameters are those of `server`.
     adapter: Adapter,
     /// Rounds done.
@@ -177,7 +177,8 @@ impl<'a> Federation<'a> {
             clients: clients(config, round).len(),
             client_bytes: memory.peak_bytes,
         };
-        let crew = Crew::new(rayon::current_num_threads(), limits)?;
+        let others = environment.workers.iter().map(|worker| worker as &dyn TeamTrainer<_>);
+        let crew = Crew::new(rayon::current_num_threads(), limits, others.collect())?;
         let keeps_residuals = server.shares() && config.codec.needs_feedback();
         let residuals = keeps_residuals
             .then(|| ClientStore::open(&folder.join("residuals"), oldest, round))
@@ -317,6 +318,12 @@ impl<'a> Federation<'a> {
                 Err(_) => ControlFlow::Break(()),
             },
         );
+        let trained =
+            trained.map_err(|source| match self.environment.device.cancel.is_cancelled() {
+                // Who interrupts a run may end its workers as well.
+                true => SimulateError::Stopped,
+                false => SimulateError::Worker { round, source },
+            })?;
         Ok((largest, served.into_iter().zip(trained).collect()))
     }
 

@@ -1,5 +1,5 @@
-//! A whole federation in one process: the clients' own code, the server's own rules, and bytes that
-//! travel no further than memory.
+//! A whole federation on one machine: the clients' own code, the server's own rules, and bytes that
+//! travel no further than memory. One process does everything, or one for each of several devices.
 
 mod assignment;
 pub mod checkpoint;
@@ -20,5 +20,6 @@ pub mod schedule;
 mod server;
 pub mod stand_in;
 pub mod suites;
+pub mod workers;
 
 pub use error::SimulateError;

@@ -10,7 +10,9 @@ pub mod relay;
 pub mod server;
 pub mod tiny;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The program, with a cache of its own and nothing of the user's environment that it looks at.
@@ -23,6 +25,24 @@ pub fn fleetune(cache: &Path) -> Command {
         command.env_remove(variable);
     }
     command
+}
+
+/// Adapters, states and control variates of a run, by path.
+pub fn computed_files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(current) = folders.pop() {
+        for entry in fs::read_dir(&current).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "safetensors") {
+                let name = path.strip_prefix(folder).unwrap().to_owned();
+                found.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
 }
 
 /// Exit code, stdout and stderr.
