@@ -66,6 +66,53 @@ fn losses(metrics: &[Value]) -> Vec<f64> {
 }
 
 #[test]
+fn rows_are_written_as_training_reads_them() {
+    let place = Place::new();
+    let (model, rows) = (place.model.to_str().unwrap(), place.rows.to_str().unwrap());
+    let tokens = place.path("tokens.jsonl");
+    let written = run(
+        place.folder.path(),
+        &[
+            "data",
+            "tokens",
+            "--json",
+            "--model",
+            model,
+            "--dataset",
+            "instruction",
+            "--data",
+            rows,
+            "--limit",
+            "6",
+            "--seq-len",
+            "512",
+            "--out",
+            tokens.to_str().unwrap(),
+        ],
+    );
+    assert_eq!(written.json()["rows"], 6);
+    let text = fs::read_to_string(tokens).unwrap();
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let list = |row: &Value, key: &str| row[key].as_array().unwrap().clone();
+    for row in &rows {
+        for (id, label) in list(row, "input_ids").into_iter().zip(list(row, "labels")) {
+            assert!(label == id || label == -100, "{row}");
+        }
+    }
+    let trained = place.train("out", &["--no-shuffle", "--max-steps", "3", "--seq-len", "512"]);
+    assert_eq!(trained.code, Some(0), "{}", trained.err);
+    let steps = place.metrics("out");
+    for (step, rows) in steps.iter().zip(rows.chunks(2)) {
+        let ids: usize = rows.iter().map(|row| list(row, "input_ids").len()).sum();
+        let learnt = rows.iter().flat_map(|row| list(row, "labels"));
+        // The first token of a row is predicted by none.
+        let learnt = learnt.filter(|label| *label != -100).count();
+        assert_eq!(step["tokens"], ids);
+        assert_eq!(step["supervised_tokens"], learnt);
+    }
+}
+
+#[test]
 fn training_learns_and_leaves_an_adapter_and_its_metrics() {
     let place = Place::new();
     let outcome = place.train("a", &["--max-steps", "40"]).json();

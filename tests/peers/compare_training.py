@@ -38,8 +38,9 @@ def prepare(options, task, folder):
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
     rows = folder / "rows.jsonl"
     count = (options.steps + 1) * task["batch"]
-    run([target / "peer-rows", options.model, task["dataset"], options.data_dir, task["template"],
-         options.seq_len, count, rows])
+    run([target / "fleetune", "data", "tokens", "--model", options.model, "--dataset", task["dataset"],
+         "--data-dir", options.data_dir, "--template", task["template"], "--seq-len", options.seq_len,
+         "--limit", count, "--out", rows])
     adapter = folder / "initial"
     run(fleetune_command(options, task, target, adapter, "f32") + ["--max-steps", 0])
     return target, rows, adapter

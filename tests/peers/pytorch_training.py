@@ -1,7 +1,8 @@
 """Trains a LoRA adapter with PyTorch and PEFT, the way TRL does: padded batches, all logits.
 
 Reads token ids, so that every program trains on the same tokens; prints one JSON object:
-losses, seconds and tokens per step, and the peak memory of the process.
+losses, seconds and tokens per step, the peak memory of the process and of the card, and the loss on
+held-out rows after the last step.
 
     python pytorch_training.py --model M.gguf --adapter INIT --rows rows.jsonl --task sft \
         --batch-size 16 --steps 3 --dtype bf16 --checkpointing
@@ -21,7 +22,11 @@ from transformers import AutoModelForCausalLM
 def load(options):
     folder, name = os.path.split(os.path.abspath(options.model))
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+    if os.path.isdir(options.model):
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+    model.to(options.device)
     model = PeftModel.from_pretrained(model, options.adapter, is_trainable=True)
     if options.checkpointing:
         model.enable_input_require_grads()
@@ -38,9 +43,9 @@ def pad(sequences, value):
 
 def token_log_probs(model, rows):
     """Log-probabilities of the labels of each row, zero where there is none: [rows, length - 1]."""
-    ids = pad([row["input_ids"] for row in rows], 0)
-    labels = pad([row["labels"] for row in rows], -100)[:, 1:]
-    mask = pad([[1] * len(row["input_ids"]) for row in rows], 0)
+    ids = pad([row["input_ids"] for row in rows], 0).to(model.device)
+    labels = pad([row["labels"] for row in rows], -100)[:, 1:].to(model.device)
+    mask = pad([[1] * len(row["input_ids"]) for row in rows], 0).to(model.device)
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
@@ -70,6 +75,22 @@ def dpo_loss(model, pairs, beta):
     return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
 
 
+def task_loss(model, batch, options):
+    return sft_loss(model, batch) if options.task == "sft" else dpo_loss(model, batch, options.beta)
+
+
+def read_rows(path):
+    with open(path) as file:
+        return [json.loads(line) for line in file]
+
+
+def clock(device):
+    """The time at which everything asked of the device so far is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def num_tokens(row):
     if "input_ids" in row:
         return len(row["input_ids"])
@@ -89,26 +110,36 @@ def main():
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--held-out", help="rows to score after the last step, in one batch")
+    parser.add_argument("--out", help="folder for the trained adapter")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     model = load(options)
-    with open(options.rows) as file:
-        rows = [json.loads(line) for line in file]
+    rows = read_rows(options.rows)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=0.0)
     steps = []
     for step in range(options.steps):
         batch = rows[step * options.batch_size : (step + 1) * options.batch_size]
-        start = time.perf_counter()
-        loss = sft_loss(model, batch) if options.task == "sft" else dpo_loss(model, batch, options.beta)
+        start = clock(options.device)
+        loss = task_loss(model, batch, options)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds = time.perf_counter() - start
+        seconds = clock(options.device) - start
         steps.append({"loss": loss.item(), "seconds": seconds, "tokens": sum(map(num_tokens, batch))})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"steps": steps, "peak_rss_bytes": peak}))
+    result = {"steps": steps, "peak_rss_bytes": peak}
+    if options.device == "cuda":
+        result["peak_device_bytes"] = torch.cuda.max_memory_reserved()
+    if options.held_out:
+        with torch.no_grad():
+            result["held_out_loss"] = task_loss(model, read_rows(options.held_out), options).item()
+    if options.out:
+        model.save_pretrained(options.out)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,7 @@ import argparse
 
 import gguf
 import numpy
-
-# hidden, intermediate, layers, heads, key-value heads, vocabulary, tied head
-SHAPES = {
-    "0.5b": (1024, 4096, 24, 16, 4, 49152, True),
-    "1b": (2048, 8192, 16, 32, 8, 128256, True),  # Llama 3.2 1B
-}
+from shapes import SHAPES
 
 
 def quantized(random, rows, cols):
@@ -32,42 +27,37 @@ def main():
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out")
     options = parser.parse_args()
-    hidden, wide, layers, heads, kv_heads, vocabulary, tied = SHAPES[options.shape]
-    kv = hidden // heads * kv_heads
+    shape = SHAPES[options.shape]
     random = numpy.random.default_rng(0)
 
     writer = gguf.GGUFWriter(options.out, "llama")
     writer.add_name(f"random-{options.shape}")
     writer.add_context_length(8192)
-    writer.add_embedding_length(hidden)
-    writer.add_feed_forward_length(wide)
-    writer.add_block_count(layers)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_feed_forward_length(shape.wide)
+    writer.add_block_count(shape.layers)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(500000.0)
-    writer.add_rope_dimension_count(hidden // heads)
-    writer.add_vocab_size(vocabulary)
+    writer.add_rope_dimension_count(shape.hidden // shape.heads)
+    writer.add_vocab_size(shape.vocabulary)
 
     def matrix(name, rows, cols):
         writer.add_tensor(name, quantized(random, rows, cols), raw_dtype=gguf.GGMLQuantizationType.Q4_0)
 
     def gain(name):
-        writer.add_tensor(name, numpy.ones(hidden, dtype=numpy.float32))
+        writer.add_tensor(name, numpy.ones(shape.hidden, dtype=numpy.float32))
 
-    matrix("token_embd.weight", vocabulary, hidden)
-    if not tied:
-        matrix("output.weight", vocabulary, hidden)
+    matrix("token_embd.weight", shape.vocabulary, shape.hidden)
+    if not shape.tied:
+        matrix("output.weight", shape.vocabulary, shape.hidden)
     gain("output_norm.weight")
-    for layer in range(layers):
+    for layer in range(shape.layers):
         prefix = f"blk.{layer}."
         gain(prefix + "attn_norm.weight")
         gain(prefix + "ffn_norm.weight")
-        for name, rows, cols in [
-            ("attn_q", hidden, hidden), ("attn_k", kv, hidden), ("attn_v", kv, hidden),
-            ("attn_output", hidden, hidden), ("ffn_gate", wide, hidden), ("ffn_up", wide, hidden),
-            ("ffn_down", hidden, wide),
-        ]:
+        for _, name, rows, cols in shape.projections():
             matrix(f"{prefix}{name}.weight", rows, cols)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,5 +1,7 @@
 //! `fleetune data`: the data sets of this machine.
 
+mod tokens;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -29,6 +31,11 @@ enum DataCommand {
     /// List the data sets known by name, and whether their rows are here
     #[command(after_help = "Example:\n  fleetune data list --data-dir data")]
     List(ListArgs),
+    /// Write rows as training reads them: token ids, and which of them are learnt
+    #[command(
+        after_help = "Example:\n  fleetune data tokens --dataset demo --limit 5 --out rows.jsonl"
+    )]
+    Tokens(tokens::TokensArgs),
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +79,7 @@ pub fn run(args: DataArgs, ctx: &Context) -> CommandResult {
     match args.command {
         DataCommand::Pull(args) => pull(&args, ctx),
         DataCommand::List(args) => list(&args, ctx),
+        DataCommand::Tokens(args) => tokens::run(&args, ctx),
     }
 }
 
