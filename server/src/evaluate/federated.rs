@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
 use super::journal::{Journal, JournalError, Judged, Key};
-use super::metrics::{fairness, rouge_l};
+use super::metrics::{Fairness, bootstrap, fairness, rouge_l};
 use super::model::ModelError;
 use super::run::Watcher;
 use super::suite::{Card, Metric, Scoring, Verdict, Wrapping};
@@ -109,7 +109,7 @@ pub struct ViewOptions {
 pub enum FederatedError {
     /// A client has nothing to measure on, or nothing to learn from.
     #[error(
-        "client {client} has no {kind} row that fits: use fewer clients, a larger --hold-out or a longer --seq-len"
+        "client {client} has no {kind} row that fits: use fewer clients, a larger --holdout or a longer --seq-len"
     )]
     NoRows {
         /// The client.
@@ -170,7 +170,7 @@ pub fn view(
         verdicts.push(verdict);
         watcher.advance(1);
     }
-    Ok(metrics(clients, &verdicts))
+    Ok(metrics(clients, &verdicts, options.seed))
 }
 
 /// A client's scores as the model is, and as the client adapts it.
@@ -231,28 +231,41 @@ fn measure(
     Ok(())
 }
 
-/// Each score's mean, worst decile and spread over the clients, then the clients' own.
-fn metrics(clients: &[ClientData], verdicts: &[Verdict]) -> Vec<Metric> {
+/// Each score's mean, worst decile and spread over the clients, with what they would vary by among
+/// other clients of the kind; then the clients' own.
+fn metrics(clients: &[ClientData], verdicts: &[Verdict], seed: u64) -> Vec<Metric> {
     let mut metrics = Vec::new();
     let mut own = Vec::new();
-    let add = |metrics: &mut Vec<Metric>, name: String, group: Option<String>, value: f64| {
-        let rows = if group.is_some() { 1 } else { clients.len() };
-        metrics.push(Metric { name, group, value, standard_error: None, rows });
-    };
     for prefix in ["", "personalised_"] {
         for (score, higher_is_better) in SCORES {
             let name = format!("{prefix}{score}");
             let values: Vec<f64> =
                 verdicts.iter().filter_map(|v| v.scores.get(&name).copied()).collect();
-            if let Some(sum) = fairness(&values, higher_is_better) {
-                add(&mut metrics, name.clone(), None, sum.mean);
-                add(&mut metrics, format!("{name}_worst_decile"), None, sum.worst_decile);
-                add(&mut metrics, format!("{name}_spread"), None, sum.spread);
+            let sums: [(&str, fn(Fairness) -> f64); 3] = [
+                ("", |sum| sum.mean),
+                ("_worst_decile", |sum| sum.worst_decile),
+                ("_spread", |sum| sum.spread),
+            ];
+            for (suffix, part) in sums {
+                let Some(sum) = fairness(&values, higher_is_better) else { continue };
+                let standard_error = bootstrap(values.len(), seed, |drawn| {
+                    let drawn: Vec<f64> = drawn.map(|client| values[client]).collect();
+                    fairness(&drawn, higher_is_better).map_or(0.0, part)
+                });
+                let (name, value) = (format!("{name}{suffix}"), part(sum));
+                metrics.push(Metric {
+                    name,
+                    group: None,
+                    value,
+                    standard_error,
+                    rows: values.len(),
+                });
             }
             for (client, verdict) in clients.iter().zip(verdicts) {
-                if let Some(&value) = verdict.scores.get(&name) {
-                    add(&mut own, name.clone(), Some(format!("client:{}", client.name)), value);
-                }
+                let Some(&value) = verdict.scores.get(&name) else { continue };
+                let group = Some(format!("client:{}", client.name));
+                let rows = client.held_out.len();
+                own.push(Metric { name: name.clone(), group, value, standard_error: None, rows });
             }
         }
     }
@@ -348,6 +361,9 @@ mod tests {
         assert_eq!(value("personalised_loss", None), 11.0);
         assert_eq!(value("personalised_loss", Some("client:b")), 16.0);
         assert_eq!(value("rouge_l", None), 1.0);
+        // Of two clients drawn from two, half of the means are 15, the others 10 or 20.
+        let error = metrics[0].standard_error.unwrap().value();
+        assert!((error - 12.5f64.sqrt()).abs() < 0.2, "{error}");
         let nobody = ClientData { held_out: vec![], ..client("c", 1) };
         let error = view(&[nobody], &mut model, &options, &mut journal, &mut Silent).unwrap_err();
         assert!(error.to_string().starts_with("client c has no held-out row"), "{error}");
