@@ -165,11 +165,22 @@ impl Decoder {
                 Ok(Frozen::Host(weight.clone()))
             });
         }
+        let ops = [device_ops(device)?, device_ops(device)?];
+        Self::on_device(config, weights, device, precision, ops)
+    }
+
+    /// A decoder whose weights are on a device and in the type that `precision` names.
+    fn on_device(
+        config: ModelConfig,
+        weights: &DecoderWeights,
+        device: &Device,
+        precision: Precision,
+        ops: [Box<dyn Ops>; 2],
+    ) -> Result<Self, EngineError> {
         let dtype = match precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
         };
-        let ops = [device_ops(device)?, device_ops(device)?];
         Self::build(config, weights, device, (dtype, precision), ops, |weight| {
             Frozen::packed(weight, device, dtype)
         })
@@ -630,3 +641,6 @@ fn device_ops(device: &Device) -> candle_core::Result<Box<dyn Ops>> {
     }
     Ok(Box::new(TensorOps::new(device)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,26 +56,66 @@ impl LoraTensors {
         if !others.iter().all(|other| alike(&other)) {
             candle_core::bail!("adapters of different shapes or strengths cannot share a pass")
         }
-        let stacked = |name: &str| -> Result<Option<Tensor>> {
-            let Some(Parameter { shape, .. }) = first.parameters.get(name) else { return Ok(None) };
-            let values = adapters.iter().flat_map(|adapter| adapter.parameters.get(name));
-            let values: Vec<&[f32]> = values.map(|parameter| &parameter.values[..]).collect();
-            let shape = [&[adapters.len()], shape.as_slice()].concat();
-            Tensor::from_vec(values.concat(), shape, device)?.to_dtype(dtype).map(Some)
+        // One copy to the device for all tensors.
+        let mut values = Vec::new();
+        let mut stack = |name: &str| {
+            let shape = &first.parameters.get(name)?.shape;
+            values.resize(values.len().next_multiple_of(ALIGNMENT), 0.0);
+            let start = values.len();
+            for adapter in adapters {
+                values.extend_from_slice(&adapter.parameters.get(name)?.values);
+            }
+            Some(Place { start, shape: [&[adapters.len()], shape.as_slice()].concat() })
         };
-        let layers = (0..num_layers).map(|layer| -> Result<LoraLayer> {
-            let mut pairs = LoraLayer::default();
+        let mut places = Vec::new();
+        for layer in 0..num_layers {
             for &target in &first.config.targets {
                 let (a, b) = target.tensor_names(layer);
-                if let (Some(a), Some(b)) = (stacked(&a)?, stacked(&b)?) {
-                    pairs[target as usize] = Some(LoraPair { a, b });
+                if let (Some(a), Some(b)) = (stack(&a), stack(&b)) {
+                    places.push((layer, target, a, b));
                 }
             }
-            Ok(pairs)
-        });
-        let layers = layers.collect::<Result<_>>()?;
+        }
+        let len = values.len();
+        let all = Tensor::from_vec(values, len, device)?.to_dtype(dtype)?;
+        let mut layers = vec![LoraLayer::default(); num_layers];
+        for (layer, target, a, b) in places {
+            layers[layer][target as usize] = Some(LoraPair { a: a.of(&all)?, b: b.of(&all)? });
+        }
         Ok(Self { layers, scale: first.config.scale(), adapters: adapters.len() })
     }
+}
+
+/// Tensors start at multiples of so many values, which suits kernels that read several at once.
+const ALIGNMENT: usize = 64;
+
+/// Where a tensor lies among all values.
+struct Place {
+    start: usize,
+    shape: Vec<usize>,
+}
+
+impl Place {
+    fn of(self, all: &Tensor) -> Result<Tensor> {
+        all.narrow(0, self.start, self.shape.iter().product())?.reshape(self.shape)
+    }
+}
+
+/// The values of tensors of one device, in f32; from a device of its own memory in one copy.
+fn values_of(tensors: &[&Tensor]) -> Result<Vec<Vec<f32>>> {
+    let flat = tensors.iter().map(|tensor| tensor.flatten_all()?.to_dtype(DType::F32));
+    let flat = flat.collect::<Result<Vec<_>>>()?;
+    if flat.iter().all(|tensor| tensor.device().is_cpu()) {
+        return flat.iter().map(Tensor::to_vec1).collect();
+    }
+    let all: Vec<f32> = Tensor::cat(&flat, 0)?.to_vec1()?;
+    let mut rest = all.as_slice();
+    let parts = flat.iter().map(|tensor| {
+        let (part, others) = rest.split_at(tensor.elem_count());
+        rest = others;
+        part.to_vec()
+    });
+    Ok(parts.collect())
 }
 
 /// The gradients of each adapter's tensors as named f32 values.
@@ -83,20 +123,22 @@ pub(super) fn gradients_by_name(
     layers: &[LoraLayer],
     adapters: usize,
 ) -> Result<Vec<ParameterSet>> {
-    let mut sets = vec![Vec::new(); adapters];
+    let mut named = Vec::new();
     for (layer, pairs) in layers.iter().enumerate() {
         for target in Target::ALL {
             let Some(pair) = &pairs[target as usize] else { continue };
             let (a, b) = target.tensor_names(layer);
-            for (name, tensor) in [(a, &pair.a), (b, &pair.b)] {
-                let shape = &tensor.dims()[1..];
-                let all: Vec<f32> = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
-                let each = all.chunks_exact(shape.iter().product::<usize>().max(1));
-                for (entries, values) in sets.iter_mut().zip(each) {
-                    let (name, shape) = (name.clone(), shape.to_vec());
-                    entries.push(Parameter { name, shape, values: values.to_vec() });
-                }
-            }
+            named.extend([(a, &pair.a), (b, &pair.b)]);
+        }
+    }
+    let tensors: Vec<&Tensor> = named.iter().map(|(_, tensor)| *tensor).collect();
+    let mut sets = vec![Vec::new(); adapters];
+    for ((name, tensor), all) in named.iter().zip(values_of(&tensors)?) {
+        let shape = &tensor.dims()[1..];
+        let each = all.chunks_exact(shape.iter().product::<usize>().max(1));
+        for (entries, values) in sets.iter_mut().zip(each) {
+            let (name, shape) = (name.clone(), shape.to_vec());
+            entries.push(Parameter { name, shape, values: values.to_vec() });
         }
     }
     Ok(sets.into_iter().map(ParameterSet::new).collect())

@@ -22,7 +22,7 @@ use candle_core::{Result, Tensor};
 
 pub use crate::kernels::{AttentionShape, Segment};
 
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", test))]
 pub(crate) use cuda::CudaOps;
 pub use frozen::Frozen;
 pub use host::HostOps;

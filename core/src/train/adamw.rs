@@ -1,5 +1,6 @@
 //! AdamW (Loshchilov & Hutter 2019), in place, as PyTorch computes it.
 
+use rayon::iter::{ParallelBridge, ParallelIterator};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{LayoutMismatch, ParameterSet};
@@ -68,7 +69,8 @@ impl AdamW {
             .values_mut()
             .zip(gradient.iter())
             .zip(self.first_moment.values_mut().zip(self.second_moment.values_mut()));
-        for ((values, gradient), (first, second)) in tensors {
+        // Each value depends on its own gradient alone, so the bits do not depend on the threads.
+        tensors.par_bridge().for_each(|((values, gradient), (first, second))| {
             let moments = first.iter_mut().zip(second.iter_mut());
             for ((value, &g), (m, v)) in values.iter_mut().zip(&gradient.values).zip(moments) {
                 let g = f64::from(g);
@@ -79,7 +81,7 @@ impl AdamW {
                 *value = (decayed - learning_rate * update) as f32;
                 (*m, *v) = (mean as f32, square as f32);
             }
-        }
+        });
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <math.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <new>
 #include <vector>
 
 #define __global__
@@ -42,7 +44,10 @@ constexpr size_t LARGEST = 64;
 enum class State { Ready, AtWarp, AtBlock, Ended };
 
 struct Thread {
-    ucontext_t context;
+    // Where it begins, if it has not yet, and where it goes on: jumps cost no system call.
+    ucontext_t start;
+    bool begun = false;
+    jmp_buf at;
     State state;
     // Warp-wide exchanges so far: two sets of places are used in turn, so that one barrier is enough.
     unsigned exchanges;
@@ -50,25 +55,49 @@ struct Thread {
 
 inline std::vector<Thread> threads(MOST_THREADS);
 inline std::vector<char> stacks(MOST_THREADS *STACK);
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline unsigned current;
 inline std::function<void()> body;
-inline unsigned char places[MOST_THREADS][2][LARGEST];
+alignas(LARGEST) inline unsigned char places[MOST_THREADS][2][LARGEST];
 
 [[noreturn]] inline void fail(const char *what) {
     fprintf(stderr, "block (%u, %u, %u): %s\n", blockIdx.x, blockIdx.y, blockIdx.z, what);
     exit(3);
 }
 
-inline void wait(State at) {
-    threads[current].state = at;
-    unsigned self = current;
-    swapcontext(&threads[self].context, &scheduler);
+// What returns twice is a call of its own, so that its caller's variables stay what they are.
+
+// Back to the scheduler, until it resumes the thread.
+__attribute__((noinline)) inline void pause(Thread &thread) {
+    if (_setjmp(thread.at) == 0) _longjmp(scheduler, 1);
 }
 
+// Runs the thread until it pauses.
+__attribute__((noinline)) inline void resume(Thread &thread) {
+    if (_setjmp(scheduler) != 0) return;
+    if (thread.begun) _longjmp(thread.at, 1);
+    thread.begun = true;
+    setcontext(&thread.start);
+}
+
+inline void wait(State at) {
+    threads[current].state = at;
+    pause(threads[current]);
+}
+
+// A thread's life: a block after the other.
 inline void entry() {
-    body();
-    threads[current].state = State::Ended;
+    for (;;) {
+        body();
+        wait(State::Ended);
+    }
+}
+
+__attribute__((noinline)) inline void prepare(Thread &thread, char *stack) {
+    getcontext(&thread.start);
+    thread.start.uc_stack.ss_sp = stack;
+    thread.start.uc_stack.ss_size = STACK;
+    makecontext(&thread.start, entry, 0);
 }
 
 // Lets waiting threads go on where all of a group wait for the same; whether any does.
@@ -83,11 +112,7 @@ inline bool release(unsigned first, unsigned end, State at) {
 inline void run_block(unsigned count, bool backwards) {
     for (unsigned i = 0; i < count; i++) {
         Thread &thread = threads[i];
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = &stacks[i * STACK];
-        thread.context.uc_stack.ss_size = STACK;
-        thread.context.uc_link = &scheduler;
-        makecontext(&thread.context, entry, 0);
+        if (!thread.begun) prepare(thread, &stacks[i * STACK]);
         thread.state = State::Ready;
         thread.exchanges = 0;
     }
@@ -99,7 +124,7 @@ inline void run_block(unsigned count, bool backwards) {
             any = true;
             current = i;
             threadIdx = {i, 0, 0};
-            swapcontext(&scheduler, &threads[i].context);
+            resume(threads[i]);
         }
         for (unsigned warp = 0; warp < count; warp += WARP) {
             any |= release(warp, warp + WARP < count ? warp + WARP : count, State::AtWarp);
@@ -122,14 +147,12 @@ struct Exchange {
         static_assert(sizeof(T) <= LARGEST);
         warp = current / WARP * WARP;
         turn = threads[current].exchanges++ % 2;
-        memcpy(places[current][turn], &value, sizeof(T));
+        new (places[current][turn]) T(value);
         wait(State::AtWarp);
     }
 
-    T read(unsigned lane) const {
-        T value;
-        memcpy(&value, places[warp + lane][turn], sizeof(T));
-        return value;
+    const T &read(unsigned lane) const {
+        return *reinterpret_cast<const T *>(places[warp + lane][turn]);
     }
 };
 

@@ -25,7 +25,8 @@ inline void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
         float total = sum[i];
         for (unsigned k = 0; k < 16; k++) {
             unsigned at = k % 8 / 2;
-            Operands of_row = all.read(row % 8 * 4 + at), of_column = all.read(column * 4 + at);
+            const Operands &of_row = all.read(row % 8 * 4 + at);
+            const Operands &of_column = all.read(column * 4 + at);
             float x = emulator::element(of_row.a[row / 8 + 2 * (k / 8)], k % 2);
             total += x * emulator::element(of_column.b[k / 8], k % 2);
         }
