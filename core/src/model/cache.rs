@@ -161,7 +161,7 @@ mod tests {
         let row = |value: f32| Tensor::full(value, (1, 2), &Device::Cpu).unwrap();
         let cache = Cache { layers: vec![KeysAndValues { keys: row(1.0), values: row(1.0) }] };
         let mut branches = Branches::new(&cache, 2, (1, 2), (DType::F32, &Device::Cpu)).unwrap();
-        for (value, len) in [(2.0, 1), (3.0, ROOM)] {
+        for (value, len) in [(2f32, 1), (3.0, ROOM)] {
             branches.reserve([(1, len)]).unwrap();
             let segments = branches.segments([(1, len)]);
             let own = Tensor::full(value, (len, 2), &Device::Cpu).unwrap();
