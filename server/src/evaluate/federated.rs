@@ -231,6 +231,9 @@ fn measure(
     Ok(())
 }
 
+/// One of the numbers that say how evenly clients are served.
+type Part = fn(Fairness) -> f64;
+
 /// Each score's mean, worst decile and spread over the clients, with what they would vary by among
 /// other clients of the kind; then the clients' own.
 fn metrics(clients: &[ClientData], verdicts: &[Verdict], seed: u64) -> Vec<Metric> {
@@ -241,7 +244,7 @@ fn metrics(clients: &[ClientData], verdicts: &[Verdict], seed: u64) -> Vec<Metri
             let name = format!("{prefix}{score}");
             let values: Vec<f64> =
                 verdicts.iter().filter_map(|v| v.scores.get(&name).copied()).collect();
-            let sums: [(&str, fn(Fairness) -> f64); 3] = [
+            let sums: [(&str, Part); 3] = [
                 ("", |sum| sum.mean),
                 ("_worst_decile", |sum| sum.worst_decile),
                 ("_spread", |sum| sum.spread),
