@@ -53,7 +53,7 @@ fn build() -> Option<Program> {
     let program = folder.path().join("emulator");
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda/emulator");
     let made = Command::new(&compiler)
-        .args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-I"])
+        .args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-I"])
         .arg(&sources)
         .arg(sources.join("main.cpp"))
         .arg("-o")
