@@ -436,10 +436,15 @@ mod tests {
 
     #[test]
     fn devices_take_teams_as_they_become_free_and_outcomes_keep_their_order() {
-        // Here, nothing is done before the other device has done all but one team.
+        // Here, one team is taken, and not done before the other device has done all others.
+        let (begin, begun) = mpsc::channel();
+        let begun = Mutex::new(Some(begun));
         let (done, elsewhere) = mpsc::channel();
         let (done, elsewhere) = (Mutex::new(done), Mutex::new(elsewhere));
         let other = Elsewhere(|team: Vec<u64>, watch: Watch| {
+            if let Some(begun) = begun.lock().unwrap().take() {
+                begun.recv().unwrap();
+            }
             let _ = (0..team.len()).all(|i| watch(i, &StepReport::default()).is_continue());
             done.lock().unwrap().send(()).unwrap();
             Ok(each(team, outcome))
@@ -448,6 +453,7 @@ mod tests {
         let mut crew = Crew::new(4, limits, vec![&other]).unwrap();
         assert_eq!(crew.wave(20), (16, 2), "four teams of two for each of two devices");
         let train = |team: Vec<u64>, _: Watch| {
+            begin.send(()).unwrap();
             let elsewhere = elsewhere.lock().unwrap();
             (0..7).for_each(|_| elsewhere.recv().unwrap());
             each(team, outcome)
