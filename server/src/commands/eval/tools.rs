@@ -56,7 +56,7 @@ pub struct JudgeChoice<'a> {
 /// The judge, if one is wanted.
 ///
 /// # Errors
-/// When a local model cannot be opened.
+/// When a local model cannot be opened, or the endpoint's address cannot be used.
 pub fn judge(
     choice: &JudgeChoice<'_>,
     ctx: &Context,
@@ -67,12 +67,14 @@ pub fn judge(
         let judge = Opened::new(&engine, None, ctx)?.language_model(&ctx.interrupt())?;
         return Ok(Some(Box::new(LocalJudge::new(judge))));
     };
-    Ok(Some(Box::new(Endpoint::new(EndpointOptions {
+    let endpoint = Endpoint::new(EndpointOptions {
         url: url.to_owned(),
         model: model.to_owned(),
         key: KEY_VARIABLES.iter().find_map(|name| std::env::var(name).ok()),
         attempts: choice.attempts,
         timeout: Duration::from_secs(300),
         pause: Duration::from_secs(1),
-    }))))
+        cancel: ctx.interrupt().cancel_token(),
+    });
+    Ok(Some(Box::new(endpoint.map_err(CommandError::usage)?)))
 }

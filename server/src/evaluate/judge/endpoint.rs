@@ -1,17 +1,25 @@
 //! A judge behind OpenAI's chat completions interface: the service itself, or one of the many local
 //! servers that speak it.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
+use fleetune_core::model::CancelToken;
 use serde::{Deserialize, Serialize};
+use ureq::http::Uri;
 
 use super::{Judge, JudgeError, MAX_TOKENS};
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 16 << 20;
+/// Longest wait between two attempts, whatever the endpoint asks for.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Time between looks at the wish to stop.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How to reach a judge.
-#[derive(Debug, Clone)]
 pub struct EndpointOptions {
     /// Where: `https://api.openai.com/v1`, or the whole path of `chat/completions`.
     pub url: String,
@@ -25,13 +33,35 @@ pub struct EndpointOptions {
     pub timeout: Duration,
     /// How long to wait before the second attempt; each further wait doubles, up to a minute.
     pub pause: Duration,
+    /// Where to look for the wish to stop.
+    pub cancel: CancelToken,
 }
 
 /// The judge.
 pub struct Endpoint {
-    options: EndpointOptions,
-    url: String,
+    model: String,
+    attempts: u32,
+    pause: Duration,
+    cancel: CancelToken,
+    line: Arc<Line>,
+}
+
+/// What a request needs; shared with the thread that waits for its answer.
+struct Line {
+    address: Address,
+    key: Option<String>,
     agent: ureq::Agent,
+}
+
+/// Where requests go.
+struct Address {
+    /// The whole address.
+    url: String,
+    /// What is shown of it and names the judge: without the query, which may hold a key, and the
+    /// same for all ways to write one address.
+    shown: String,
+    /// The query.
+    query: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -72,63 +102,143 @@ enum Attempt {
     Refused(String),
 }
 
-impl Endpoint {
-    /// A judge at `options.url`. Nothing is asked yet.
-    pub fn new(options: EndpointOptions) -> Self {
-        let base = options.url.trim_end_matches('/');
-        let url = match base.ends_with("/chat/completions") {
-            true => base.to_owned(),
-            false => format!("{base}/chat/completions"),
-        };
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(options.timeout))
-            // What the endpoint says about an error is worth reading.
-            .http_status_as_error(false)
-            .build();
-        Self { url, agent: config.into(), options }
+impl Address {
+    fn read(text: &str) -> Result<Self, String> {
+        let uri: Uri = text.trim().parse().map_err(|error| format!("{error}"))?;
+        let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https"));
+        let scheme = scheme.ok_or("it begins with neither http:// nor https://")?;
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if authority.contains('@') {
+            return Err("it holds a name or a key: the key belongs in FLEETUNE_JUDGE_KEY".into());
+        }
+        let path = uri.path().trim_end_matches('/');
+        let path = path.strip_suffix("/chat/completions").unwrap_or(path);
+        let shown = format!("{scheme}://{authority}{path}");
+        let query = uri.query().filter(|query| !query.is_empty()).map(str::to_owned);
+        let asked = query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
+        Ok(Self { url: format!("{shown}/chat/completions{asked}"), shown, query })
     }
+}
 
-    fn attempt(&self, request: &Request) -> Attempt {
-        let mut call = self.agent.post(&self.url);
-        if let Some(key) = &self.options.key {
+impl Line {
+    fn attempt(&self, request: &serde_json::Value) -> Attempt {
+        let mut call = self.agent.post(&self.address.url);
+        if let Some(key) = &self.key {
             call = call.header("Authorization", &format!("Bearer {key}"));
         }
         let mut response = match call.send_json(request) {
             Ok(response) => response,
             Err(error @ (ureq::Error::BadUri(_) | ureq::Error::HostNotFound)) => {
-                return Attempt::Refused(error.to_string());
+                return Attempt::Refused(self.excerpt(&error.to_string()));
             }
-            Err(error) => return Attempt::Retry(error.to_string(), None),
+            Err(error) => return Attempt::Retry(self.excerpt(&error.to_string()), None),
         };
         let status = response.status();
         let wait = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
-        let wait = wait.and_then(|value| value.parse().ok()).map(Duration::from_secs);
+        let wait = wait.and_then(retry_after);
         let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
         let body = match body {
             Ok(body) => body,
-            Err(error) => return Attempt::Retry(error.to_string(), wait),
+            Err(error) => return Attempt::Retry(self.excerpt(&error.to_string()), wait),
         };
         if !status.is_success() {
-            let problem = format!("{status}: {}", excerpt(&body));
+            let problem = format!("{status}: {}", self.excerpt(&body));
             let again =
                 status.is_server_error() || matches!(status.as_u16(), 408 | 409 | 425 | 429);
             return if again { Attempt::Retry(problem, wait) } else { Attempt::Refused(problem) };
         }
         match serde_json::from_str::<Response>(&body) {
             Ok(response) => match response.choices.into_iter().next() {
-                Some(choice) => Attempt::Answer(choice.message.content.unwrap_or_default()),
+                Some(ResponseChoice { message: ResponseMessage { content: Some(text) } }) => {
+                    Attempt::Answer(text)
+                }
+                Some(_) => Attempt::Retry("the answer has no content".to_owned(), wait),
                 None => Attempt::Retry("the answer has no choices".to_owned(), wait),
             },
             Err(error) => {
-                Attempt::Retry(format!("no chat completion ({error}): {}", excerpt(&body)), wait)
+                let problem = format!("no chat completion ({error}): {}", self.excerpt(&body));
+                Attempt::Retry(problem, wait)
             }
         }
+    }
+
+    /// The beginning of what the endpoint said, in one line and without our secrets, which some
+    /// endpoints repeat.
+    fn excerpt(&self, text: &str) -> String {
+        let secrets = self.key.iter().chain(&self.address.query);
+        let text = secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "[hidden]"));
+        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        line.chars().take(200).collect()
+    }
+}
+
+/// How long an endpoint asks to be left alone: seconds, or a date.
+fn retry_after(value: &str) -> Option<Duration> {
+    let seconds = value.trim().parse().ok().map(Duration::from_secs);
+    seconds.or_else(|| {
+        let date = httpdate::parse_http_date(value.trim()).ok()?;
+        Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+    })
+}
+
+impl Endpoint {
+    /// A judge at `options.url`. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// When the address cannot be used.
+    pub fn new(options: EndpointOptions) -> Result<Self, JudgeError> {
+        let EndpointOptions { url, model, key, attempts, timeout, pause, cancel } = options;
+        let address = Address::read(&url).map_err(JudgeError::Address)?;
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(timeout))
+            // What the endpoint says about an error is worth reading.
+            .http_status_as_error(false)
+            .build();
+        let key = key.filter(|key| !key.is_empty());
+        let line = Arc::new(Line { address, key, agent: config.into() });
+        Ok(Self { model, attempts, pause, cancel, line })
+    }
+
+    /// One attempt, on a thread of its own: the wish to stop does not wait for an answer.
+    fn attempt(&self, request: &Arc<serde_json::Value>) -> Result<Attempt, JudgeError> {
+        let (tell, told) = mpsc::channel();
+        let (line, request) = (Arc::clone(&self.line), Arc::clone(request));
+        let thread = thread::Builder::new().name("judge".to_owned());
+        let started = thread.spawn(move || {
+            // Nobody listens any more after the wish to stop.
+            let _ = tell.send(line.attempt(&request));
+        });
+        if let Err(error) = started {
+            return Ok(Attempt::Retry(error.to_string(), None));
+        }
+        loop {
+            match told.recv_timeout(LOOK) {
+                Ok(attempt) => return Ok(attempt),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Ok(Attempt::Retry("the request broke off".to_owned(), None));
+                }
+                Err(RecvTimeoutError::Timeout) => self.look()?,
+            }
+        }
+    }
+
+    fn sleep(&self, time: Duration) -> Result<(), JudgeError> {
+        let end = Instant::now() + time.min(MAX_PAUSE);
+        while let Some(rest) = end.checked_duration_since(Instant::now()) {
+            self.look()?;
+            thread::sleep(rest.min(LOOK));
+        }
+        Ok(())
+    }
+
+    fn look(&self) -> Result<(), JudgeError> {
+        if self.cancel.is_cancelled() { Err(JudgeError::Stopped) } else { Ok(()) }
     }
 }
 
 impl Judge for Endpoint {
     fn name(&self) -> String {
-        format!("{} at {}", self.options.model, self.options.url)
+        format!("{} at {}", self.model, self.line.address.shown)
     }
 
     fn ask(&mut self, system: &str, message: &str) -> Result<String, JudgeError> {
@@ -137,39 +247,35 @@ impl Judge for Endpoint {
             messages.push(RequestMessage { role: "system", content: system });
         }
         messages.push(RequestMessage { role: "user", content: message });
-        let request = Request {
-            model: &self.options.model,
+        let request = serde_json::to_value(Request {
+            model: &self.model,
             messages,
             temperature: 0.0,
             max_tokens: MAX_TOKENS,
-        };
-        let mut pause = self.options.pause;
-        let mut attempt = 1;
-        loop {
-            match self.attempt(&request) {
+        });
+        let url = || self.line.address.shown.clone();
+        let request = request
+            .map_err(|error| JudgeError::Refused { url: url(), problem: error.to_string() })?;
+        let request = Arc::new(request);
+        let mut pause = self.pause;
+        for attempt in 1.. {
+            match self.attempt(&request)? {
                 Attempt::Answer(text) => return Ok(text),
                 Attempt::Refused(problem) => {
-                    return Err(JudgeError::Refused { url: self.url.clone(), problem });
+                    return Err(JudgeError::Refused { url: url(), problem });
                 }
-                Attempt::Retry(problem, _) if attempt >= self.options.attempts => {
-                    let url = self.url.clone();
-                    return Err(JudgeError::Unreachable { url, attempts: attempt, problem });
+                Attempt::Retry(problem, _) if attempt >= self.attempts => {
+                    return Err(JudgeError::Unreachable { url: url(), attempts: attempt, problem });
                 }
                 Attempt::Retry(problem, wait) => {
                     tracing::warn!("the judge failed ({problem}); trying again");
-                    std::thread::sleep(wait.unwrap_or(pause).min(Duration::from_secs(60)));
-                    pause *= 2;
-                    attempt += 1;
+                    self.sleep(wait.unwrap_or(pause))?;
+                    pause = (pause * 2).min(MAX_PAUSE);
                 }
             }
         }
+        Err(JudgeError::Stopped)
     }
-}
-
-/// The beginning of a body, in one line.
-fn excerpt(body: &str) -> String {
-    let line = body.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().take(200).collect()
 }
 
 #[cfg(test)]
@@ -223,7 +329,9 @@ mod tests {
             attempts,
             timeout: Duration::from_secs(5),
             pause: Duration::from_millis(1),
+            cancel: CancelToken::default(),
         })
+        .unwrap()
     }
 
     fn completion(text: &str) -> String {
@@ -249,10 +357,12 @@ mod tests {
 
     #[test]
     fn a_failing_endpoint_is_asked_again() {
-        let failures = [(500, String::new()), (0, String::new()), (429, "slow".to_owned())];
-        let answers = failures.into_iter().chain([(200, "{}".to_owned()), (200, completion("ok"))]);
+        let silent = r#"{"choices": [{"message": {"role": "assistant", "content": null}}]}"#;
+        let failures = [(500, ""), (0, ""), (429, "slow"), (200, "{}"), (200, silent)];
+        let failures = failures.map(|(status, body)| (status, body.to_owned()));
+        let answers = failures.into_iter().chain([(200, completion("ok"))]);
         let (url, _told) = server(answers.collect());
-        assert_eq!(judge(url, 5).ask("", "?").unwrap(), "ok");
+        assert_eq!(judge(url, 6).ask("", "?").unwrap(), "ok");
     }
 
     #[test]
@@ -265,9 +375,74 @@ mod tests {
 
     #[test]
     fn a_wrong_key_is_not_tried_again_nor_shown() {
-        let (url, told) = server(vec![(401, "bad key".to_owned()), (200, completion("ok"))]);
-        let error = judge(url, 5).ask("", "?").unwrap_err().to_string();
-        assert!(error.contains("bad key") && !error.contains("secret"), "{error}");
-        assert_eq!(told.iter().take(1).count(), 1);
+        let said = "Incorrect API key provided: secret. And key=hushed".to_owned();
+        let (url, told) = server(vec![(401, said), (200, completion("ok"))]);
+        let mut judge = judge(url + "/?key=hushed", 5);
+        let error = judge.ask("", "?").unwrap_err().to_string();
+        assert!(error.contains("Incorrect API key"), "{error}");
+        assert!(!error.contains("secret") && !error.contains("hushed"), "{error}");
+        assert!(!judge.name().contains("hushed"), "{}", judge.name());
+        let request = told.iter().next().unwrap();
+        assert!(request.starts_with("POST /v1/chat/completions?key=hushed "), "{request}");
+    }
+
+    #[test]
+    fn a_judge_has_one_name_however_its_address_is_written() {
+        let name = |url: &str| judge(url.to_owned(), 1).name();
+        assert_eq!(name("http://host:1/v1"), "m at http://host:1/v1");
+        assert_eq!(name("http://host:1/v1/"), name("http://host:1/v1"));
+        assert_eq!(name("http://host:1/v1/chat/completions"), name("http://host:1/v1"));
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_used_is_refused_before_anything_is_asked() {
+        for (url, words) in [
+            ("not-a-url", "neither http://"),
+            ("ftp://host/v1", "neither http://"),
+            ("http://", "cannot be used"),
+            ("http://me:secret@host/v1", "FLEETUNE_JUDGE_KEY"),
+        ] {
+            let options = EndpointOptions {
+                url: url.to_owned(),
+                model: "m".to_owned(),
+                key: None,
+                attempts: 1,
+                timeout: Duration::from_secs(1),
+                pause: Duration::ZERO,
+                cancel: CancelToken::default(),
+            };
+            let error = Endpoint::new(options).err().unwrap().to_string();
+            assert!(error.contains(words) && !error.contains("secret"), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_wish_to_stop_waits_neither_for_an_answer_nor_for_a_pause() {
+        // Answers nobody.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let mut silent = judge(url, 1);
+        silent.cancel.cancel();
+        assert!(matches!(silent.ask("", "?"), Err(JudgeError::Stopped)));
+        let (url, _told) = server(vec![(503, "busy".to_owned())]);
+        let mut busy = judge(url, 9);
+        busy.pause = MAX_PAUSE;
+        let cancel = busy.cancel.clone();
+        let stopper = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(200));
+            cancel.cancel();
+        });
+        assert!(matches!(busy.ask("", "?"), Err(JudgeError::Stopped)));
+        stopper.join().unwrap();
+    }
+
+    #[test]
+    fn an_endpoint_asks_for_time_in_seconds_or_by_a_date() {
+        assert_eq!(retry_after("7"), Some(Duration::from_secs(7)));
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
+        let wait = retry_after(&date).unwrap();
+        assert!((90..=100).contains(&wait.as_secs()), "{wait:?}");
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(retry_after("soon"), None);
     }
 }

@@ -19,6 +19,12 @@ const MAX_TOKENS: usize = 2048;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JudgeError {
+    /// The endpoint's address is none.
+    #[error("the address in --judge-url cannot be used: {0}")]
+    Address(String),
+    /// The user asked to stop.
+    #[error("stopped while the judge was asked")]
+    Stopped,
     /// The endpoint did not answer, whatever the patience.
     #[error(
         "the judge at {url} failed {attempts} times, at last with: {problem}. Answers and opinions so far are kept: run the same command again to go on"
