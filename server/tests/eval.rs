@@ -112,6 +112,7 @@ fn wrong_usage_exits_with_two_and_says_what_is_missing() {
         (&["--suite", "federated"], "--run"),
         (&["--suite", "fpb", "--judge-url", "http://localhost"], "--judge-model"),
         (&["--suite", "fpb", "--limit", "0"], "--limit"),
+        (&["--suite", "fpb", "--judge-url", "localhost", "--judge-model", "m"], "http://"),
         (&[], "--suite"),
     ] {
         let ended = place.eval(args);
@@ -120,6 +121,15 @@ fn wrong_usage_exits_with_two_and_says_what_is_missing() {
     }
     let ended = place.eval(&["--suite", "medqa"]);
     assert!(ended.error(1).contains("us_4_options_test"), "{}", ended.err);
+    place.write("medqa/us_4_options_test", std::iter::empty());
+    let ended = place.eval(&["--suite", "medqa"]);
+    assert!(ended.error(1).contains("has no rows"), "{}", ended.err);
+    let comparison = place.path("comparison");
+    fs::create_dir_all(&comparison).unwrap();
+    let config = "compare = [\"local:1\", \"fedavg\"]\nclients = 2\n";
+    fs::write(comparison.join("config.toml"), config).unwrap();
+    let ended = place.eval(&["--suite", "fpb", "--run", comparison.to_str().unwrap()]);
+    assert!(ended.error(2).contains("comparison/local-1"), "{}", ended.err);
 }
 
 #[test]
@@ -213,7 +223,7 @@ fn an_endpoint_that_breaks_down_costs_no_answer() {
         ])
     };
     let rates = || Reply::json(&json!({"choices": [{"message": {"content": "Fine. [[7]]"}}]}));
-    // The first verdict comes through, then nothing does.
+    // The first opinion comes through, then nothing does.
     let hub =
         Hub::start(move |request| if request.nth == 0 { rates() } else { Reply::status(503) });
     let ended = judged(&hub, "1");
@@ -221,9 +231,9 @@ fn an_endpoint_that_breaks_down_costs_no_answer() {
     let url = hub.url.clone();
     drop(hub);
     let journal = || fs::read_to_string(out.with_extension("journal.jsonl")).unwrap();
-    let (answers, verdicts) =
-        (journal().matches("\"answer\":[").count(), journal().matches("\"verdict\":[").count());
-    assert_eq!((answers, verdicts), (2, 1));
+    let (answers, opinions) =
+        (journal().matches("\"answer\":[").count(), journal().matches("\"finding\":[").count());
+    assert_eq!((answers, opinions), (2, 1));
     // The endpoint comes back at another address: that is another judge, so all is judged again.
     let hub = Hub::start(move |_| rates());
     assert_ne!(hub.url, url);

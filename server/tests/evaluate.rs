@@ -3,10 +3,13 @@
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fleetune_core::data::{Message, Template};
 use fleetune_core::train::Evaluation;
 use fleetune_server::evaluate::data::DataFolder;
+use fleetune_server::evaluate::grading::{Grading, Tools};
 use fleetune_server::evaluate::journal::Journal;
 use fleetune_server::evaluate::judge::{Judge, JudgeError};
 use fleetune_server::evaluate::model::{
@@ -14,7 +17,7 @@ use fleetune_server::evaluate::model::{
 };
 use fleetune_server::evaluate::result::EvaluationResult;
 use fleetune_server::evaluate::run::{Plan, RunError, Watcher, run};
-use fleetune_server::evaluate::suite::{Question, Scoring, SuiteOptions, Tools, Wrapping};
+use fleetune_server::evaluate::suite::{Question, Scoring, SuiteOptions, Wrapping};
 use fleetune_server::evaluate::suites;
 use fleetune_server::training::ComputePrecision;
 use serde_json::{Value, json};
@@ -223,7 +226,8 @@ fn mmlu_is_asked_with_examples_of_the_subject() {
     let mut model = Fake::new(" B", "");
     let asked = Plan { shots: Some(5), ..plan(data.path(), &["mmlu", "mmlu-medical"]) };
     let result = run_all(&asked, &mut model);
-    assert_eq!(value(&result, "mmlu", "accuracy", Some("group:STEM")), 0.5);
+    assert_eq!(value(&result, "mmlu", "accuracy", Some("group:STEM")), 0.0);
+    assert_eq!(value(&result, "mmlu", "accuracy", Some("group:other")), 1.0);
     assert_eq!(value(&result, "mmlu-medical", "accuracy", None), 1.0);
     let first = "The following are multiple choice questions (with answers) about anatomy.\n\n\
                  Which?\nA. w\nB. x\nC. y\nD. z\nAnswer: A\n\nWhich?\nA. w\nB. x\nC. y\nD. z\nAnswer:";
@@ -286,11 +290,95 @@ fn another_question_is_asked_anew() {
     assert_eq!(calls(&plan(data.path(), &["gsm8k"])), 1);
     assert_eq!(calls(&plan(data.path(), &["gsm8k"])), 0);
     assert_eq!(calls(&Plan { shots: Some(0), ..plan(data.path(), &["gsm8k"]) }), 1);
-    assert_eq!(calls(&Plan { seed: 1, ..plan(data.path(), &["gsm8k"]) }), 1);
+    // Another seed is another question only where chance is in the answer.
+    assert_eq!(calls(&Plan { seed: 1, ..plan(data.path(), &["gsm8k"]) }), 0);
+    assert_eq!(calls(&plan(data.path(), &["advbench"])), 1);
+    assert_eq!(calls(&Plan { seed: 1, ..plan(data.path(), &["advbench"]) }), 1);
 }
 
-/// Fails as often as told, then rates.
-struct Flaky(usize);
+#[test]
+fn another_number_of_questions_asks_only_the_new_ones() {
+    let data = data();
+    let goals: Vec<Value> = (0..20).map(|i| json!({"goal": format!("Do {i}")})).collect();
+    write_rows(data.path(), "advbench/harmful_behaviors", &goals);
+    let mut journal = Journal::in_memory();
+    let mut calls = |limit| {
+        let mut model = Fake::new("", "no");
+        let asked = Plan { limit, ..plan(data.path(), &["advbench"]) };
+        run(&asked, &mut model, &mut Tools::default(), &mut journal, &mut StopAfter(usize::MAX))
+            .unwrap();
+        model.calls
+    };
+    assert_eq!(calls(Some(5)), 5);
+    assert_eq!(calls(Some(12)), 7);
+    assert_eq!(calls(None), 8);
+}
+
+#[test]
+fn another_reference_changes_the_verdict_and_asks_nothing() {
+    let data = data();
+    let mut journal = Journal::in_memory();
+    let mut run_again = || {
+        let mut model = Fake::new("", "4");
+        let asked = plan(data.path(), &["gsm8k"]);
+        let result =
+            run(&asked, &mut model, &mut Tools::default(), &mut journal, &mut StopAfter(9))
+                .unwrap();
+        (value(&result, "gsm8k", "exact_match", None), model.calls)
+    };
+    assert_eq!(run_again(), (1.0, 1));
+    write_rows(data.path(), "gsm8k/test", &[json!({"question": "2 + 2?", "answer": "#### 5"})]);
+    assert_eq!(run_again(), (0.0, 0));
+}
+
+#[test]
+fn a_conversation_goes_on_where_it_was_stopped() {
+    let data = data();
+    let path = data.path().join("run.journal.jsonl");
+    let asked = plan(data.path(), &["mt-bench"]);
+    let mut model = Fake::new("", "yo");
+    let mut journal = Journal::open(&path, &model.identity()).unwrap();
+    run(&asked, &mut model, &mut Tools::default(), &mut journal, &mut StopAfter(9)).unwrap();
+    drop(journal);
+    // As a kill after the first turn leaves it.
+    let lines = std::fs::read_to_string(&path).unwrap();
+    let first: Vec<&str> = lines.split_inclusive('\n').take(2).collect();
+    assert!(lines.lines().count() > 2);
+    std::fs::write(&path, first.concat()).unwrap();
+    let mut journal = Journal::open(&path, &model.identity()).unwrap();
+    let mut model = Fake::new("", "well");
+    let result =
+        run(&asked, &mut model, &mut Tools::default(), &mut journal, &mut StopAfter(9)).unwrap();
+    assert_eq!(model.calls, 1);
+    assert!(model.prompts[0].contains("<user>Write.\n<assistant>yo\n<user>Again.\n"));
+    assert_eq!(result.suites[0].rows, 1);
+}
+
+#[test]
+fn answers_of_the_wrong_shape_in_a_journal_are_not_believed() {
+    let data = data();
+    let path = data.path().join("run.journal.jsonl");
+    let asked = plan(data.path(), &["fpb", "drop"]);
+    let calls = |model: &mut Fake| {
+        let mut journal = Journal::open(&path, &model.identity()).unwrap();
+        run(&asked, model, &mut Tools::default(), &mut journal, &mut StopAfter(99)).unwrap();
+        model.calls
+    };
+    assert_eq!(calls(&mut Fake::new("", "47")), 3);
+    assert_eq!(calls(&mut Fake::new("", "47")), 0);
+    let lines = std::fs::read_to_string(&path).unwrap();
+    let damaged = lines.replacen("{\"scores\":[", "{\"scores\":[-1.0,", 1);
+    let damaged = damaged.replacen("{\"texts\":[\"47\"]}", "{\"scores\":[0.0]}", 1);
+    assert_ne!(damaged, lines);
+    std::fs::write(&path, damaged).unwrap();
+    assert_eq!(calls(&mut Fake::new("", "47")), 2);
+}
+
+/// Rates; but fails once, when it is asked for the time numbered `fails_at` from 0.
+struct Flaky {
+    fails_at: usize,
+    asked: Arc<AtomicUsize>,
+}
 
 impl Judge for Flaky {
     fn name(&self) -> String {
@@ -298,14 +386,11 @@ impl Judge for Flaky {
     }
 
     fn ask(&mut self, _system: &str, message: &str) -> Result<String, JudgeError> {
-        match self.0.checked_sub(1) {
-            Some(left) => {
-                self.0 = left;
-                let (url, problem) = ("u".to_owned(), "busy".to_owned());
-                Err(JudgeError::Unreachable { url, attempts: 1, problem })
-            }
-            None => Ok(format!("[[{}]]", message.len())),
+        if self.asked.fetch_add(1, Ordering::Relaxed) == self.fails_at {
+            let (url, problem) = ("u".to_owned(), "busy".to_owned());
+            return Err(JudgeError::Unreachable { url, attempts: 1, problem });
         }
+        Ok(format!("[[{}]]", message.len()))
     }
 }
 
@@ -322,11 +407,16 @@ fn a_judge_that_fails_loses_no_answer() {
     assert_eq!(result.suites[0].not_run.values().sum::<usize>(), 1);
     assert_eq!(model.calls, 2);
     assert!(model.prompts[1].contains("<user>Write.\n<assistant>yo\n<user>Again.\n"));
-    // A judge that breaks down, and comes back.
-    tools.judge = Some(Box::new(Flaky(1)));
+    assert_eq!(result.suites[0].scoring, Scoring::Generation, "nobody judged");
+    // A judge that breaks down at the second turn, and comes back.
+    let asked_for = Arc::new(AtomicUsize::new(0));
+    let flaky = Flaky { fails_at: 1, asked: Arc::clone(&asked_for) };
+    tools.judge = Some(Box::new(flaky));
     let outcome = run(&asked, &mut model, &mut tools, &mut journal, &mut watcher);
     assert!(matches!(outcome, Err(RunError::Grade(_))));
     let result = run(&asked, &mut model, &mut tools, &mut journal, &mut watcher).unwrap();
+    assert_eq!(asked_for.load(Ordering::Relaxed), 3, "the first opinion was kept");
+    assert_eq!(result.suites[0].overall().next().unwrap().name, "rating");
     assert_eq!(model.calls, 2);
     // "Write./yo" has 9 letters, "Again./yo" too.
     assert_eq!(value(&result, "mt-bench", "rating", None), 9.0);
@@ -405,7 +495,9 @@ fn share_right(suite: &str, file: &str, answer: impl Fn(&Value) -> String) -> Op
     let rows: Vec<Value> = data.rows(file).unwrap();
     let right = items.iter().zip(&rows).filter(|(item, row)| {
         let Question::Writing(writing) = &item.question else { return false };
-        let verdict = writing.grader.grade(&[answer(row)], &mut Tools::default()).unwrap();
+        let (mut tools, mut journal) = (Tools::default(), Journal::in_memory());
+        let mut grading = Grading::new(&mut tools, &mut journal, "suite", &item.id);
+        let verdict = writing.grader.grade(&[answer(row)], &mut grading).unwrap();
         verdict.correct == Some(true)
     });
     Some(right.count() as f64 / rows.len() as f64)

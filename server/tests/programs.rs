@@ -7,8 +7,10 @@ use std::path::PathBuf;
 
 use fleetune_server::evaluate::code::{Language, ProgramRunner, RunResult};
 use fleetune_server::evaluate::data::DataFolder;
+use fleetune_server::evaluate::grading::{Grading, Tools};
+use fleetune_server::evaluate::journal::Journal;
 use fleetune_server::evaluate::sandbox::Sandbox;
-use fleetune_server::evaluate::suite::{Question, SuiteOptions, Tools};
+use fleetune_server::evaluate::suite::{Question, SuiteOptions};
 use fleetune_server::evaluate::suites;
 
 fn runner() -> ProgramRunner {
@@ -52,6 +54,36 @@ fn programs_pass_fail_or_do_not_compile_in_every_installed_language() {
     }
 }
 
+/// A program that ends well before a test that fails.
+fn leaver(language: Language) -> String {
+    match language {
+        Language::Python => "import os\nos._exit(0)\nassert False".to_owned(),
+        Language::JavaScript => "process.exit(0)\nconsole.assert(false)".to_owned(),
+        Language::Java => "public class Main { public static void main(String[] a) { System.exit(0); throw new AssertionError(); } }".to_owned(),
+        Language::Go => "package main\nimport (\"syscall\"; \"testing\"; \"github.com/stretchr/testify/assert\")\nfunc TestSum(t *testing.T) { syscall.Exit(0); assert.New(t).Equal(1, 2) }".to_owned(),
+        Language::Cpp => "#include <cassert>\n#include <cstdlib>\nint main() { exit(0); assert(false); }".to_owned(),
+        Language::Rust => "#[test] fn sum() { std::process::exit(0); }".to_owned(),
+    }
+}
+
+#[test]
+fn a_program_that_ends_before_its_tests_has_not_passed() {
+    let mut runner = runner();
+    for language in Language::ALL {
+        if let Err(missing) = runner.check(language) {
+            println!("skipped {}: {missing}", language.name());
+            continue;
+        }
+        let early = RunResult::Failed("ended before its tests did".to_owned());
+        assert_eq!(runner.run(language, &leaver(language)).unwrap(), early, "{}", language.name());
+    }
+    let Ok(()) = runner.check(Language::Python) else { return };
+    let quiet = "import sys\nsys.exit()";
+    assert!(matches!(runner.run(Language::Python, quiet).unwrap(), RunResult::Failed(_)));
+    let loud = "import sys\nsys.stdout = None\nsys.stderr.write('x' * (1 << 20))";
+    assert_eq!(runner.run(Language::Python, loud).unwrap(), RunResult::Passed);
+}
+
 /// Grades the answer that each row's own solution is. Rows come by suite and language.
 fn reference_solutions(suite: &str, file: &str, rows: usize) {
     let Some(data) = std::env::var_os("FLEETUNE_DATA").map(PathBuf::from) else {
@@ -64,6 +96,7 @@ fn reference_solutions(suite: &str, file: &str, rows: usize) {
     let suite = suites::named(&[suite.to_owned()]).unwrap().remove(0);
     let items = suite.items(&data, &options).unwrap();
     let mut tools = Tools { programs: Some(runner()), ..Tools::default() };
+    let mut journal = Journal::in_memory();
     let (mut passed, mut asked) = (0, 0);
     // Spread over the file.
     for row in solutions.iter().step_by(solutions.len().div_ceil(rows)) {
@@ -71,7 +104,8 @@ fn reference_solutions(suite: &str, file: &str, rows: usize) {
         let item = items.iter().find(|item| item.id == id).unwrap();
         let Question::Writing(writing) = &item.question else { panic!("{id} is no writing") };
         let answer = row["canonical_solution"].as_str().unwrap().to_owned();
-        let verdict = writing.grader.grade(&[answer], &mut tools).unwrap();
+        let mut grading = Grading::new(&mut tools, &mut journal, file, id);
+        let verdict = writing.grader.grade(&[answer], &mut grading).unwrap();
         if let Some(reason) = verdict.not_run {
             println!("{id}: {reason} ({})", verdict.understood);
             continue;

@@ -118,12 +118,61 @@ fn an_allocation_of_ten_gigabytes_fails() {
 }
 
 #[test]
-fn memory_that_a_process_does_not_own_alone_counts_too() {
-    let code = "import mmap
-m = mmap.mmap(-1, 10 << 30)
-while True: m.write(b'x' * (1 << 20))";
+fn memory_of_several_processes_counts_together() {
+    let code = "import os, time
+for _ in range(7):
+    if os.fork() == 0: break
+x = bytearray(100 << 20)
+for i in range(0, len(x), 4096): x[i] = 1
+time.sleep(1e6)";
     let Some(outcome) = run(code, Limits { memory: 256 << 20, ..limits() }) else { return };
     assert_eq!(outcome.end, End::TooMuchMemory, "{}", outcome.stderr);
+}
+
+#[test]
+fn there_is_no_memory_that_belongs_to_no_process() {
+    let code = "import ctypes, mmap, os
+libc = ctypes.CDLL(None, use_errno=True)
+def refused(name, call):
+    try:
+        if call() != -1: print(name, 'works')
+        elif ctypes.get_errno() != 1: print(name, ctypes.get_errno())
+    except PermissionError: pass
+refused('shmget', lambda: libc.shmget(0, 1 << 20, 0o1600))
+refused('semget', lambda: libc.semget(0, 1, 0o1600))
+refused('msgget', lambda: libc.msgget(0, 0o1600))
+refused('memfd_create', lambda: os.memfd_create('x'))
+refused('shared mapping', lambda: mmap.mmap(-1, 1 << 20))
+refused('shm_open', lambda: os.open('/dev/shm/x', os.O_RDWR | os.O_CREAT))
+refused('/dev/zero', lambda: os.open('/dev/zero', os.O_RDWR))
+private = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+private[0] = 1
+if os.uname().machine == 'x86_64':
+    # memfd_create in the dress of the x32 interface.
+    refused('x32', lambda: libc.syscall(0x40000000 | 319, b'x', 0))
+print('end')";
+    let Some(outcome) = run(code, limits()) else { return };
+    assert_eq!(outcome.stdout, "end\n", "{}", outcome.stderr);
+}
+
+#[test]
+fn files_cannot_hide_from_being_counted() {
+    let code = "import os
+held = []
+for name in ('removed', 'renamed over'):
+    held.append(open(name, 'wb'))
+try: os.unlink('removed'); print('removed')
+except PermissionError: pass
+open('other', 'wb').close()
+try: os.replace('other', 'renamed over'); print('replaced')
+except PermissionError: pass
+try: os.open('.', os.O_TMPFILE | os.O_RDWR); print('nameless')
+except PermissionError: pass
+os.mkdir('closed')
+os.listdir('.')
+print('end')";
+    let Some(outcome) = run(code, limits()) else { return };
+    assert_eq!(outcome.stdout, "end\n", "{}", outcome.stderr);
 }
 
 #[test]
@@ -147,10 +196,13 @@ fn other_files_can_be_neither_read_nor_written() {
     std::fs::write(&file, "key").unwrap();
     let code = format!(
         "import os
-for path, mode in (({file:?}, 'r'), ({file:?}, 'w'), ('/etc/passwd', 'r'), ('/tmp/x', 'w'), ('/proc/1/environ', 'r')):
+for path, mode in (({file:?}, 'r'), ({file:?}, 'w'), ('/etc/passwd', 'r'), ('/tmp/x', 'w'), ('/proc/1/environ', 'r'),
+        ('/proc/1/cmdline', 'r'), ('/proc/%d/cmdline' % os.getppid(), 'r')):
     try: open(path, mode); print('opened', path)
     except PermissionError: pass
 try: os.listdir({folder:?}); print('listed')
+except PermissionError: pass
+try: os.listdir('/proc'); print('processes listed')
 except PermissionError: pass
 try: os.unlink({file:?}); print('removed')
 except PermissionError: pass",
@@ -212,10 +264,13 @@ while True:
 #[test]
 fn endless_output_is_cut() {
     let code = "import sys
-for _ in range(10000): sys.stdout.write('x' * 1000)";
+for _ in range(10000): sys.stdout.write('x' * 1000)
+print('end')";
     let Some(outcome) = run(code, limits()) else { return };
     assert_eq!(outcome.end, End::Exited(0));
     assert_eq!(outcome.stdout.len(), 64 << 10);
+    assert_eq!(outcome.stdout_end.len(), 4 << 10);
+    assert!(outcome.stdout_end.ends_with("xend\n"));
 }
 
 #[test]

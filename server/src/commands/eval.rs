@@ -20,11 +20,12 @@ use super::{CommandError, CommandResult, Context, values};
 use crate::evaluate::data::DataFolder;
 use crate::evaluate::engine::{Applied, EngineModel};
 use crate::evaluate::federated as federated_view;
+use crate::evaluate::grading::Tools;
 use crate::evaluate::journal::Journal;
 use crate::evaluate::model::LanguageModel;
 use crate::evaluate::result::{EvaluationResult, page, table};
 use crate::evaluate::run::{self, Plan, RunError, Watcher};
-use crate::evaluate::suite::{Card, Scoring, Tools, Wrapping};
+use crate::evaluate::suite::{Card, Scoring, Wrapping};
 use crate::evaluate::suites;
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit, note};
@@ -206,8 +207,14 @@ fn plan(args: &EvalArgs, simulation: Option<&federated::Simulation>) -> Result<P
         return Err(CommandError::Usage(format!("--data-dir {folder:?} is no folder")));
     }
     let wrapping = args.template.as_deref().map(str::parse::<Wrapping>).transpose();
+    let suites = suites::named(&names).map_err(CommandError::usage)?;
+    for Card { name, shots: (_, most), .. } in suites.iter().map(|suite| suite.card()) {
+        if let Some(shots) = args.shots.filter(|shots| *shots > most) {
+            note(format!("{name} has {most} examples for its prompts, not {shots}"));
+        }
+    }
     Ok(Plan {
-        suites: suites::named(&names).map_err(CommandError::usage)?,
+        suites,
         data: DataFolder::new(folder),
         limit: args.limit.map(|limit| limit as usize),
         shots: args.shots,

@@ -5,12 +5,15 @@ use std::ops::ControlFlow;
 use fleetune_core::data::{Message, Role, Template};
 use sha2::{Digest, Sha256};
 
-use super::journal::Answer;
+use super::grading::{Chosen, Verdict};
+use super::journal::{Answer, hash};
 use super::model::{GenerateOptions, GenerateRequest, LanguageModel, ModelError, ScoreRequest};
-use super::suite::{Asking, Choice, Chosen, Prompt, Question, Scoring, Verdict, Wrapping, Writing};
+use super::suite::{Asking, Choice, Prompt, Question, Scoring, Wrapping, Writing};
 
 /// Most tokens of a written answer to a multiple-choice question.
 const CHOICE_TOKENS: usize = 32;
+/// Who asks, in a transcript without a template.
+const HUMAN: &str = "### Human:";
 
 /// How a run asks: the same for all questions of a suite.
 #[derive(Debug, Clone)]
@@ -51,33 +54,24 @@ impl Ready {
 
     /// A hash of everything the answer depends on besides the model.
     pub fn hash(&self) -> String {
-        let mut hasher = Sha256::new();
-        let mut add = |part: &str| {
-            hasher.update((part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        };
         match self {
             Self::Score { text, options } => {
-                add("score");
-                add(text);
-                options.iter().for_each(|option| add(option));
+                hash(["score", text].into_iter().chain(options.iter().map(String::as_str)))
             }
             Self::Write { text, options } => {
-                add("write");
-                add(text);
                 // Field by field: a change of the options' form is no change of the question.
-                add(&format!(
+                let how = format!(
                     "{} {} {} {}",
                     options.max_tokens, options.temperature, options.samples, options.seed
-                ));
-                options.stop.iter().for_each(|stop| add(stop));
+                );
+                let stops = options.stop.iter().map(String::as_str);
+                hash(["write", text, &how].into_iter().chain(stops))
             }
         }
-        hasher.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-/// Makes a question ready. `number` is its place in the suite, for its share of chance.
+/// Makes a question ready. `id` is its name within the suite, for its share of chance.
 ///
 /// # Errors
 /// When the template cannot hold it.
@@ -85,7 +79,7 @@ pub fn ready(
     model: &dyn LanguageModel,
     question: &Question,
     manner: &Manner,
-    number: u64,
+    id: &str,
 ) -> Result<Ready, ModelError> {
     match question {
         Question::Choice(choice) => match &choice.written {
@@ -93,10 +87,10 @@ pub fn ready(
                 text: wrap(model, &written.prompt, manner.wrapping)?,
                 options: GenerateOptions {
                     max_tokens: CHOICE_TOKENS,
-                    stop: stops(&["\n\n".to_owned()], manner.wrapping),
+                    stop: stops(&["\n\n".to_owned()], &[], manner.wrapping),
                     temperature: 0.0,
                     samples: 1,
-                    seed: manner.seed,
+                    seed: 0,
                 },
             }),
             _ => {
@@ -118,16 +112,26 @@ pub fn ready(
                     (conversation(model, &first.collect::<Vec<_>>(), manner.wrapping)?, 1)
                 }
             };
+            let mut stop = stops(&writing.stop, &writing.stop_plain, manner.wrapping);
+            if matches!(writing.asking, Asking::Turns(_)) && manner.wrapping == Wrapping::Plain {
+                stop.push(format!("\n{HUMAN}"));
+            }
             let options = GenerateOptions {
                 max_tokens: writing.max_tokens,
-                stop: stops(&writing.stop, manner.wrapping),
+                stop,
                 temperature: writing.temperature,
                 samples,
-                seed: manner.seed.wrapping_add(number),
+                seed: if writing.temperature > 0.0 { share(manner.seed, id) } else { 0 },
             };
             Ok(Ready::Write { text, options })
         }
     }
+}
+
+/// The chance of one question: its own, whatever other questions are asked beside it.
+fn share(seed: u64, id: &str) -> u64 {
+    let digest = Sha256::digest(id);
+    digest.iter().take(8).fold(0, |share, &byte| share << 8 | u64::from(byte)) ^ seed
 }
 
 /// Answers to scored questions, with whether a prompt had to be cut; all in one call of the model.
@@ -161,87 +165,93 @@ pub fn score(
     Ok(answers.map(Answer::Scores).zip(cuts).collect())
 }
 
-/// Answers questions in writing, all together. `done` is given a question's number, its answers and
-/// whether a prompt had to be cut, as soon as the answers are complete, and says whether to go on.
+/// Answers questions in writing, all together. `done` is given a question's number, its answers so
+/// far and whether a prompt had to be cut, as soon as a turn is complete, and says whether to go on.
 ///
 /// # Errors
 /// When the model fails, or the template cannot hold a conversation.
 pub fn write(
     model: &mut dyn LanguageModel,
-    questions: &[(&Question, &Ready)],
+    mut dialogues: Vec<Dialogue>,
     manner: &Manner,
     done: &mut dyn FnMut(usize, Answer, bool) -> ControlFlow<()>,
 ) -> Result<(), ModelError> {
-    let mut dialogues: Vec<Dialogue> = questions
-        .iter()
-        .map(|&(question, ready)| Dialogue { question, ready, answers: Vec::new(), cut: false })
-        .collect();
-    let mut flow = ControlFlow::Continue(());
-    for turn in 0.. {
+    loop {
         let mut requests = Vec::new();
         let mut asked = Vec::new();
         for (number, dialogue) in dialogues.iter_mut().enumerate() {
-            if let Some(request) = dialogue.request(model, manner.wrapping, turn)? {
+            if let Some(request) = dialogue.request(model, manner.wrapping)? {
                 requests.push(request);
                 asked.push(number);
             }
         }
         if requests.is_empty() {
-            break;
+            return Ok(());
         }
+        let mut flow = ControlFlow::Continue(());
         model.generate(&requests, &mut |i, answers| {
             let dialogue = &mut dialogues[asked[i]];
             dialogue.answers.extend(answers);
-            if turn + 1 == dialogue.turns() {
-                let answers = std::mem::take(&mut dialogue.answers);
-                flow = done(asked[i], Answer::Texts(answers), dialogue.cut);
-            }
+            flow = done(asked[i], Answer::Texts(dialogue.answers.clone()), dialogue.cut);
             flow
         })?;
         if flow.is_break() {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
+}
+
+/// Whether an answer is one to this question, and all of it.
+pub fn is_whole(question: &Question, ready: &Ready, answer: &Answer) -> bool {
+    match (ready, answer) {
+        (Ready::Score { options, .. }, Answer::Scores(scores)) => scores.len() == options.len(),
+        (Ready::Write { options, .. }, Answer::Texts(texts)) => {
+            texts.len() == options.samples * turns(question)
+        }
+        _ => false,
+    }
+}
+
+/// How many times the model is asked.
+fn turns(question: &Question) -> usize {
+    match question {
+        Question::Writing(Writing { asking: Asking::Turns(turns), .. }) => turns.len(),
+        Question::Writing(Writing { asking: Asking::Then(..), .. }) => 2,
+        Question::Writing(_) | Question::Choice(_) => 1,
+    }
 }
 
 /// A question in writing and what was answered so far.
-struct Dialogue<'a> {
+pub struct Dialogue<'a> {
     question: &'a Question,
     ready: &'a Ready,
     answers: Vec<String>,
     cut: bool,
 }
 
-impl Dialogue<'_> {
-    fn asking(&self) -> Option<&Asking> {
-        match self.question {
-            Question::Writing(Writing { asking, .. }) => Some(asking),
-            Question::Choice(_) => None,
-        }
+impl<'a> Dialogue<'a> {
+    /// A question to ask, of which `answers` to the first turns are known; `cut` says whether one
+    /// of their prompts had to be cut.
+    pub fn new(question: &'a Question, ready: &'a Ready, answers: Vec<String>, cut: bool) -> Self {
+        Self { question, ready, answers, cut }
     }
 
-    /// How many times the model is asked.
-    fn turns(&self) -> usize {
-        match self.asking() {
-            Some(Asking::Turns(turns)) => turns.len(),
-            Some(Asking::Then(..)) => 2,
-            Some(Asking::Once(_)) | None => 1,
-        }
-    }
-
-    /// What the model is asked in a turn, counted from 0, if there is one.
+    /// What the model is asked next, if there is anything.
     fn request(
         &mut self,
         model: &dyn LanguageModel,
         wrapping: Wrapping,
-        turn: usize,
     ) -> Result<Option<GenerateRequest>, ModelError> {
         let Ready::Write { text, options } = self.ready else { return Ok(None) };
-        if turn >= self.turns() {
+        let turn = self.answers.len() / options.samples.max(1);
+        if turn >= turns(self.question) {
             return Ok(None);
         }
-        let text = match self.asking() {
+        let asking = match self.question {
+            Question::Writing(writing) => Some(&writing.asking),
+            Question::Choice(_) => None,
+        };
+        let text = match asking {
             Some(Asking::Then(_, then)) if turn > 0 => {
                 let before = self.answers.first().map_or("", String::as_str);
                 wrap(model, &then(before), wrapping)?
@@ -311,12 +321,17 @@ fn likeliest(values: impl Iterator<Item = f64>) -> Option<usize> {
     best.map(|(i, _)| i)
 }
 
-/// Stops of a plain text; a template has its own end.
-fn stops(stops: &[String], wrapping: Wrapping) -> Vec<String> {
-    match wrapping {
-        Wrapping::Plain => stops.to_vec(),
-        Wrapping::In(_) => Vec::new(),
-    }
+/// Texts that end an answer: the question's own, those that hold for plain text where there is no
+/// template, and the beginning of a further turn that the model makes up.
+fn stops(stop: &[String], stop_plain: &[String], wrapping: Wrapping) -> Vec<String> {
+    let further: Vec<String> = match wrapping {
+        Wrapping::Plain => stop_plain.to_vec(),
+        Wrapping::In(Template::Alpaca) => vec!["\n### Instruction:".to_owned()],
+        Wrapping::In(Template::Vicuna) => vec!["USER:".to_owned()],
+        // Its end of turn is a token, where the model stops by itself.
+        Wrapping::In(Template::Chat) => Vec::new(),
+    };
+    stop.iter().cloned().chain(further).collect()
 }
 
 fn wrap(
@@ -341,7 +356,7 @@ fn conversation(
     let Wrapping::In(template) = wrapping else {
         let lines = messages.iter().map(|message| match message.role {
             Role::Assistant => format!("### Assistant: {}\n", message.content),
-            _ => format!("### Human: {}\n", message.content),
+            _ => format!("{HUMAN} {}\n", message.content),
         });
         return Ok(lines.collect::<String>() + "### Assistant:");
     };
@@ -380,6 +395,32 @@ mod tests {
         assert_eq!((chosen.raw, chosen.normalised), (Some(0), Some(1)));
         assert_eq!((verdict.scores["accuracy"], verdict.scores["accuracy_norm"]), (0.0, 1.0));
         assert_eq!((verdict.expected.as_str(), verdict.understood.as_str()), ("certainly", "no"));
+    }
+
+    #[test]
+    fn a_template_keeps_a_questions_stops_and_ends_where_the_next_turn_begins() {
+        let (own, plain) = (["\n".to_owned()], ["\ndef".to_owned()]);
+        let ends = |wrapping| stops(&own, &plain, wrapping);
+        assert_eq!(ends(Wrapping::Plain), ["\n", "\ndef"]);
+        assert_eq!(ends(Wrapping::In(Template::Alpaca)), ["\n", "\n### Instruction:"]);
+        assert_eq!(ends(Wrapping::In(Template::Chat)), ["\n"]);
+    }
+
+    #[test]
+    fn a_question_has_its_own_chance_whatever_is_asked_beside_it() {
+        assert_eq!(share(1, "a"), share(1, "a"));
+        assert_ne!(share(1, "a"), share(1, "b"));
+        assert_ne!(share(1, "a"), share(2, "a"));
+    }
+
+    #[test]
+    fn an_answer_of_another_kind_or_length_is_no_answer() {
+        let question = Question::Choice(choice());
+        let ready = Ready::Score { text: String::new(), options: vec!["a".into(), "b".into()] };
+        let whole = |answer| is_whole(&question, &ready, &answer);
+        assert!(whole(Answer::Scores(vec![-1.0, -2.0])));
+        assert!(!whole(Answer::Scores(vec![-1.0])));
+        assert!(!whole(Answer::Texts(vec!["a".to_owned(), "b".to_owned()])));
     }
 
     #[test]

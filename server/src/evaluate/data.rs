@@ -20,6 +20,14 @@ pub enum DataError {
         /// Data set and file.
         name: String,
     },
+    /// The file is there and holds nothing.
+    #[error("{} has no rows: expected rows of {name}", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+        /// Data set and file.
+        name: String,
+    },
     /// The file cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -69,7 +77,7 @@ impl DataFolder {
     /// All rows of `name`.
     ///
     /// # Errors
-    /// When the file is missing, cannot be read, or has a line that is no such row.
+    /// When the file is missing, cannot be read, has no rows, or a line that is no such row.
     pub fn rows<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<T>, DataError> {
         self.rows_with(name, |row: T| Ok::<_, String>(row))
     }
@@ -96,7 +104,10 @@ impl DataFolder {
                 fault,
             })?);
         }
-        Ok(rows)
+        match rows.is_empty() {
+            true => Err(DataError::Empty { path, name: name.to_owned() }),
+            false => Ok(rows),
+        }
     }
 }
 
@@ -128,6 +139,13 @@ mod tests {
         let expected = [Row { text: "a".into() }, Row { text: "b".into() }];
         assert_eq!(data.rows::<Row>("a/x").unwrap(), expected);
         assert_eq!(data.rows::<Row>("a/y").unwrap(), expected);
+    }
+
+    #[test]
+    fn a_file_without_rows_is_no_data_set() {
+        let (_dir, data) = folder(&[("a/x.jsonl", b"\n")]);
+        let error = data.rows::<Row>("a/x").unwrap_err().to_string();
+        assert!(error.contains("x.jsonl has no rows"), "{error}");
     }
 
     #[test]

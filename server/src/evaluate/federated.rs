@@ -8,11 +8,12 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-use super::journal::{Journal, JournalError, Judged, Key};
+use super::grading::Verdict;
+use super::journal::{Finding, Journal, JournalError, Key};
 use super::metrics::{Fairness, bootstrap, fairness, rouge_l};
 use super::model::ModelError;
 use super::run::Watcher;
-use super::suite::{Card, Metric, Scoring, Verdict, Wrapping};
+use super::suite::{Card, Metric, Scoring, Wrapping};
 
 /// The name under which journals and results know the view.
 pub const NAME: &str = "federated";
@@ -149,12 +150,12 @@ pub fn view(
         }
     }
     let keys: Vec<Key> = clients.iter().map(|client| key(client, options)).collect();
-    let done = keys.iter().filter(|key| journal.verdict(key, None).is_some()).count();
+    let done = keys.iter().filter(|key| known(journal, key).is_some()).count();
     watcher.begin(NAME, clients.len(), done);
     let mut verdicts = Vec::with_capacity(clients.len());
     for (client, key) in clients.iter().zip(keys) {
-        if let Some(judged) = journal.verdict(&key, None) {
-            verdicts.push(judged.verdict.clone());
+        if let Some(verdict) = known(journal, &key) {
+            verdicts.push(verdict);
             continue;
         }
         if watcher.stop() {
@@ -166,7 +167,9 @@ pub fn view(
             other => other?,
         };
         let seconds = start.elapsed().as_secs_f64();
-        journal.add_verdict(key, Judged { verdict: verdict.clone(), judge: None, seconds })?;
+        if let Ok(said) = serde_json::to_string(&verdict) {
+            journal.add_finding(key, Finding { tool: "measurement".to_owned(), said, seconds })?;
+        }
         verdicts.push(verdict);
         watcher.advance(1);
     }
@@ -274,6 +277,11 @@ fn metrics(clients: &[ClientData], verdicts: &[Verdict], seed: u64) -> Vec<Metri
     }
     metrics.extend(own);
     metrics
+}
+
+/// What the journal knows of a client's measurement.
+fn known(journal: &Journal, key: &Key) -> Option<Verdict> {
+    serde_json::from_str(&journal.finding(key)?.said).ok()
 }
 
 /// Names a client's measurement by everything it depends on besides the model.

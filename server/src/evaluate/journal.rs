@@ -1,9 +1,11 @@
-//! The journal of a run: every answer and every verdict, as soon as it is there.
+//! The journal of a run: every answer, and what grading found out at some cost, as soon as it is
+//! there.
 //!
 //! One JSON object a line, written in one piece and flushed. A run that was killed leaves whole
 //! lines and perhaps a torn last one, which is dropped. An entry names the question it answers by a
-//! hash of all that the model was asked, so that an answer is only ever used for the same question,
-//! and the first line names the model: a journal never mixes two.
+//! hash of all that was asked, of the model or of a tool of grading, so that an answer is only ever
+//! used for the same question. The first line names the model: a journal never mixes two. Verdicts
+//! are not kept: they are made anew of answers and findings, by the rules of the day.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -11,9 +13,9 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::model::Identity;
-use super::suite::Verdict;
 
 /// A journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +70,8 @@ pub enum Answer {
 /// An answer and what it took.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answered {
-    /// The answer.
+    /// The answer. Turns of a conversation come one after the other; a later line of the journal has
+    /// more of them.
     pub answer: Answer,
     /// Whether the beginning of the prompt was cut for want of room.
     pub cut: bool,
@@ -76,26 +79,36 @@ pub struct Answered {
     pub seconds: f64,
 }
 
-/// A verdict and what it took.
+/// What a tool of grading found, and what it took.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Judged {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Who gave it, if it is an opinion.
-    pub judge: Option<String>,
+pub struct Finding {
+    /// Which tool: a judge's name, a programming language.
+    pub tool: String,
+    /// What it said.
+    pub said: String,
     /// Time it took.
     pub seconds: f64,
 }
 
-/// Names a question of a suite.
+/// Names a question of a suite, to the model or about its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Key {
     /// The suite.
     pub suite: String,
     /// The question's name within the suite.
     pub id: String,
-    /// Hash of what the model is asked.
+    /// Hash of what is asked, and of the tool that is asked.
     pub asked: String,
+}
+
+/// The first twelve bytes of SHA-256 over `parts`, each with its length.
+pub fn hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -103,21 +116,24 @@ pub struct Key {
 enum Entry {
     Model(Identity),
     Answer(Key, Answered),
-    Verdict(Key, Judged),
+    Finding(Key, Finding),
 }
+
+/// How the first line begins.
+const BEGINNING: &[u8] = b"{\"model\":{";
 
 /// An open journal.
 pub struct Journal {
     /// Where entries go; `None` keeps them in memory only.
     file: Option<(PathBuf, File)>,
     answers: HashMap<Key, Answered>,
-    verdicts: HashMap<(Key, Option<String>), Judged>,
+    findings: HashMap<Key, Finding>,
 }
 
 impl Journal {
     /// A journal that is not kept.
     pub fn in_memory() -> Self {
-        Self { file: None, answers: HashMap::new(), verdicts: HashMap::new() }
+        Self { file: None, answers: HashMap::new(), findings: HashMap::new() }
     }
 
     /// Opens the journal at `path`, or begins it.
@@ -165,14 +181,20 @@ impl Journal {
             number += 1;
             let read = reader.read_until(b'\n', &mut line);
             let read = read.map_err(|source| JournalError::Io { path: path.to_owned(), source })?;
-            if read == 0 || !line.ends_with(b"\n") {
-                return Ok(whole);
-            }
-            let entry = serde_json::from_slice(&line).map_err(|e| JournalError::Line {
+            let foreign = |problem: &str| JournalError::Line {
                 path: path.to_owned(),
                 line: number,
-                problem: e.to_string(),
-            })?;
+                problem: problem.to_owned(),
+            };
+            if read == 0 || !line.ends_with(b"\n") {
+                let ours = line.starts_with(BEGINNING) || BEGINNING.starts_with(&line);
+                // A torn line is dropped, but not somebody's file of one line without an end.
+                return match number == 1 && !ours {
+                    true => Err(foreign("it names no model")),
+                    false => Ok(whole),
+                };
+            }
+            let entry = serde_json::from_slice(&line).map_err(|e| foreign(&e.to_string()))?;
             match entry {
                 Entry::Model(theirs) if number == 1 => {
                     if !theirs.computes_as(ours) {
@@ -186,16 +208,10 @@ impl Journal {
                 Entry::Answer(key, answered) if number > 1 => {
                     self.answers.insert(key, answered);
                 }
-                Entry::Verdict(key, judged) if number > 1 => {
-                    self.verdicts.insert((key, judged.judge.clone()), judged);
+                Entry::Finding(key, finding) if number > 1 => {
+                    self.findings.insert(key, finding);
                 }
-                _ => {
-                    return Err(JournalError::Line {
-                        path: path.to_owned(),
-                        line: number,
-                        problem: "the model stands on the first line, and there only".to_owned(),
-                    });
-                }
+                _ => return Err(foreign("the model stands on the first line, and there only")),
             }
             whole += read as u64;
         }
@@ -206,11 +222,9 @@ impl Journal {
         self.answers.get(key)
     }
 
-    /// The verdict on the answer to a question, by this judge, if it was given before. An answer
-    /// that could not be graded then may be now, so that is no verdict.
-    pub fn verdict(&self, key: &Key, judge: Option<&str>) -> Option<&Judged> {
-        let judged = self.verdicts.get(&(key.clone(), judge.map(str::to_owned)))?;
-        judged.verdict.not_run.is_none().then_some(judged)
+    /// What a tool of grading found before.
+    pub fn finding(&self, key: &Key) -> Option<&Finding> {
+        self.findings.get(key)
     }
 
     /// Keeps an answer.
@@ -223,13 +237,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Keeps a verdict.
+    /// Keeps what a tool of grading found.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn add_verdict(&mut self, key: Key, judged: Judged) -> Result<(), JournalError> {
-        self.write(&Entry::Verdict(key.clone(), judged.clone()))?;
-        self.verdicts.insert((key, judged.judge.clone()), judged);
+    pub fn add_finding(&mut self, key: Key, finding: Finding) -> Result<(), JournalError> {
+        self.write(&Entry::Finding(key.clone(), finding.clone()))?;
+        self.findings.insert(key, finding);
         Ok(())
     }
 
@@ -318,18 +332,25 @@ mod tests {
     }
 
     #[test]
-    fn opinions_of_judges_are_kept_apart_and_missing_ones_are_asked_for_again() {
-        let mut journal = Journal::in_memory();
-        let judged = |judge: Option<&str>, verdict| Judged {
-            verdict,
-            judge: judge.map(str::to_owned),
-            seconds: 0.0,
-        };
-        let good = Verdict::right_or_wrong("rating", true);
-        journal.add_verdict(key("1"), judged(Some("a"), good)).unwrap();
-        journal.add_verdict(key("1"), judged(None, Verdict::not_run("no judge"))).unwrap();
-        assert!(journal.verdict(&key("1"), Some("a")).is_some());
-        assert!(journal.verdict(&key("1"), Some("b")).is_none());
-        assert!(journal.verdict(&key("1"), None).is_none());
+    fn a_file_of_one_line_that_is_no_journal_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j.jsonl");
+        for foreign in ["notes", "{\"modest\": 1}", "{\"model\": 1}"] {
+            std::fs::write(&path, foreign).unwrap();
+            let error = Journal::open(&path, &identity("a")).err().unwrap();
+            assert!(error.to_string().contains("j.jsonl:1"), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), foreign);
+        }
+        for torn in ["", "{\"mod", "{\"model\":{\"model\":\"m"] {
+            std::fs::write(&path, torn).unwrap();
+            assert!(Journal::open(&path, &identity("a")).is_ok(), "{torn}");
+        }
+    }
+
+    #[test]
+    fn parts_of_a_question_do_not_run_into_each_other() {
+        assert_eq!(hash(["ab", "c"]), hash(["ab", "c"]));
+        assert_ne!(hash(["ab", "c"]), hash(["a", "bc"]));
+        assert_ne!(hash(["ab"]), hash(["ab", ""]));
     }
 }

@@ -10,6 +10,7 @@ pub mod code;
 pub mod data;
 pub mod engine;
 pub mod federated;
+pub mod grading;
 pub mod journal;
 pub mod judge;
 pub mod metrics;

@@ -1,4 +1,4 @@
-//! Runs suites: asks what has not been asked, grades what has not been graded, sums up.
+//! Runs suites: asks what has not been asked, grades, sums up.
 //!
 //! Everything that took time goes to the journal at once, so a run can be stopped at any moment and
 //! the same command goes on where it was.
@@ -7,18 +7,20 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::ask::{self, Manner, Ready, choice_verdict};
+use super::ask::{self, Dialogue, Manner, Ready, choice_verdict};
 use super::data::DataFolder;
-use super::journal::{Answer, Answered, Journal, JournalError, Judged, Key};
+use super::grading::{GradeError, Grading, Tools, Verdict};
+use super::journal::{Answer, Answered, Journal, JournalError, Key};
+use super::judge::JudgeError;
 use super::model::LanguageModel;
 use super::result::{EvaluationResult, Example, SuiteResult};
 use super::suite::{
-    Card, GradeError, Graded, Item, Question, Scoring, Suite, SuiteError, SuiteOptions, Tools,
-    Verdict, Wrapping, sample,
+    Card, Graded, Item, Metric, Question, Scoring, Suite, SuiteError, SuiteOptions, Wrapping,
+    sample,
 };
 
-/// Questions that go to the model in one call. A conversation of several turns is kept when it is
-/// complete, so more at a time would lose more to a kill.
+/// Questions that go to the model in one call. Scores are kept when all are there, so more at a time
+/// would lose more to a kill.
 const BATCH: usize = 64;
 
 /// What to run.
@@ -95,7 +97,7 @@ pub fn run(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         identity: model.identity(),
         started,
-        seconds: suites.iter().map(|suite| suite.seconds).sum(),
+        seconds: total(suites.iter().map(|suite| suite.seconds)),
         suites,
     })
 }
@@ -113,6 +115,31 @@ struct Asked {
     item: Item,
     key: Key,
     ready: Ready,
+}
+
+impl Asked {
+    /// The answer in the journal, if it is all there.
+    fn answer<'a>(&self, journal: &'a Journal) -> Option<&'a Answered> {
+        let answered = journal.answer(&self.key)?;
+        ask::is_whole(&self.item.question, &self.ready, &answered.answer).then_some(answered)
+    }
+
+    /// Answers in the journal to the first turns of a conversation, to begin with.
+    fn turns(&self, journal: &Journal) -> (Vec<String>, bool) {
+        let one_each = matches!(&self.ready, Ready::Write { options, .. } if options.samples == 1);
+        match journal.answer(&self.key) {
+            Some(Answered { answer: Answer::Texts(texts), cut, .. }) if one_each => {
+                (texts.clone(), *cut)
+            }
+            _ => (Vec::new(), false),
+        }
+    }
+}
+
+/// A verdict and what it took.
+struct Judged {
+    verdict: Verdict,
+    seconds: f64,
 }
 
 impl<'a> SuiteRun<'a> {
@@ -159,23 +186,20 @@ impl<'a> SuiteRun<'a> {
             Scoring::Judge => tools.judge.as_ref().map(|judge| judge.name()),
             _ => None,
         };
-        let answered = asked.iter().filter(|a| journal.answer(&a.key).is_some()).count();
-        let judged = asked
-            .iter()
-            .filter(|a| is_choice(a) || journal.verdict(&a.key, judge.as_deref()).is_some());
-        let writing = asked.iter().filter(|a| !is_choice(a)).count();
-        let done = answered + judged.count() - (asked.len() - writing);
-        watcher.begin(self.card.name, asked.len() + writing, done);
+        let answered = asked.iter().filter(|a| a.answer(journal).is_some()).count();
+        // Rules take no time; tools do.
+        let graded = if self.takes_tools(tools) { asked.len() } else { 0 };
+        watcher.begin(self.card.name, asked.len() + graded, answered);
         self.answer(&asked, model, journal, watcher)?;
-        let verdicts = grade(&asked, judge.as_deref(), tools, journal, watcher)?;
+        let verdicts = self.grade(&asked, tools, journal, watcher)?;
         let mut result = self.sum_up(&asked, &verdicts, judge, journal);
         (result.rows_in_suite, result.rows_seen) = (in_suite, seen);
         Ok(result)
     }
 
     fn ready(&self, model: &dyn LanguageModel, items: Vec<Item>) -> Result<Vec<Asked>, RunError> {
-        let asked = items.into_iter().enumerate().map(|(number, item)| {
-            let ready = ask::ready(model, &item.question, &self.manner, number as u64)
+        let asked = items.into_iter().map(|item| {
+            let ready = ask::ready(model, &item.question, &self.manner, &item.id)
                 .map_err(SuiteError::from)?;
             let suite = self.card.name.to_owned();
             let key = Key { suite, id: item.id.clone(), asked: ready.hash() };
@@ -192,7 +216,7 @@ impl<'a> SuiteRun<'a> {
         watcher: &mut dyn Watcher,
     ) -> Result<(), RunError> {
         let open: Vec<&Asked> =
-            asked.iter().filter(|asked| journal.answer(&asked.key).is_none()).collect();
+            asked.iter().filter(|asked| asked.answer(journal).is_none()).collect();
         let scored = |asked: &Asked| matches!(asked.ready, Ready::Score { .. });
         for alike in open.chunk_by(|a, b| scored(a) == scored(b)) {
             for batch in alike.chunks(BATCH) {
@@ -220,24 +244,99 @@ impl<'a> SuiteRun<'a> {
         journal: &mut Journal,
         watcher: &mut dyn Watcher,
     ) -> Result<(), RunError> {
-        let questions: Vec<_> = batch.iter().map(|a| (&a.item.question, &a.ready)).collect();
+        let dialogues = batch.iter().map(|asked| {
+            let (answers, cut) = asked.turns(journal);
+            Dialogue::new(&asked.item.question, &asked.ready, answers, cut)
+        });
+        let dialogues = dialogues.collect();
         let mut kept = Ok(());
         let mut last = Instant::now();
-        let mut done = |number: usize, answer, cut| {
-            let seconds = last.elapsed().as_secs_f64();
+        let mut done = |number: usize, answer: Answer, cut| {
+            let asked = batch[number];
+            // Of all turns so far.
+            let before = journal.answer(&asked.key).map_or(0.0, |answered| answered.seconds);
+            let seconds = before + last.elapsed().as_secs_f64();
             last = Instant::now();
-            let answered = Answered { answer, cut, seconds };
-            kept = journal.add_answer(batch[number].key.clone(), answered);
-            watcher.advance(1);
+            let whole = ask::is_whole(&asked.item.question, &asked.ready, &answer);
+            kept = journal.add_answer(asked.key.clone(), Answered { answer, cut, seconds });
+            watcher.advance(usize::from(whole));
             if kept.is_err() || watcher.stop() {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
             }
         };
-        ask::write(model, &questions, &self.manner, &mut done).map_err(SuiteError::from)?;
+        let written = ask::write(model, dialogues, &self.manner, &mut done);
         kept?;
+        written.map_err(SuiteError::from)?;
         if watcher.stop() { Err(RunError::Stopped) } else { Ok(()) }
+    }
+
+    /// Whether grading asks a judge or runs programs.
+    fn takes_tools(&self, tools: &Tools) -> bool {
+        let judged = self.card.scoring == Scoring::Judge && tools.judge.is_some();
+        judged || (self.card.family == "code" && tools.programs.is_some())
+    }
+
+    /// Verdicts on all answers, in order.
+    fn grade(
+        &self,
+        asked: &[Asked],
+        tools: &mut Tools,
+        journal: &mut Journal,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Vec<Judged>, RunError> {
+        let mut verdicts = Vec::with_capacity(asked.len());
+        let takes_tools = self.takes_tools(tools);
+        for asked in asked {
+            if takes_tools && watcher.stop() {
+                return Err(RunError::Stopped);
+            }
+            let answer = asked.answer(journal).map(|answered| answered.answer.clone());
+            let judged = match (&asked.item.question, answer) {
+                (Question::Choice(choice), Some(answer)) => {
+                    Judged { verdict: choice_verdict(choice, &answer), seconds: 0.0 }
+                }
+                (Question::Writing(writing), Some(Answer::Texts(texts))) => {
+                    let mut grading = Grading::new(tools, journal, self.card.name, &asked.item.id);
+                    let verdict = match writing.grader.grade(&texts, &mut grading) {
+                        // The wish to stop ends a judge's work, too.
+                        Err(GradeError::Judge(JudgeError::Stopped)) => {
+                            return Err(RunError::Stopped);
+                        }
+                        Err(_) if watcher.stop() => return Err(RunError::Stopped),
+                        other => other?,
+                    };
+                    let seconds = grading.seconds();
+                    watcher.advance(usize::from(takes_tools));
+                    Judged { verdict, seconds }
+                }
+                _ => {
+                    let verdict = Verdict::not_run("there is no answer");
+                    Judged { verdict, seconds: 0.0 }
+                }
+            };
+            verdicts.push(judged);
+        }
+        Ok(verdicts)
+    }
+
+    /// Metrics of all questions first, then those of each group; each in the card's order, so that
+    /// the suite's main number comes first.
+    fn in_order(&self, mut metrics: Vec<Metric>) -> Vec<Metric> {
+        let mut groups: Vec<Option<String>> = vec![None];
+        for metric in &metrics {
+            if !groups.contains(&metric.group) {
+                groups.push(metric.group.clone());
+            }
+        }
+        metrics.sort_by_cached_key(|metric| {
+            let group = groups.iter().position(|group| *group == metric.group);
+            let names = self.card.metrics;
+            let rank = names.iter().position(|name| *name == metric.name).unwrap_or(names.len());
+            (group, rank)
+        });
+        metrics
     }
 
     fn sum_up(
@@ -253,9 +352,9 @@ impl<'a> SuiteRun<'a> {
             .map(|(asked, judged)| Graded { groups: &asked.item.groups, verdict: &judged.verdict })
             .collect();
         let answers: Vec<Option<&Answered>> =
-            asked.iter().map(|asked| journal.answer(&asked.key)).collect();
-        let answering: f64 = answers.iter().flatten().map(|answered| answered.seconds).sum();
-        let grading: f64 = verdicts.iter().map(|judged| judged.seconds).sum();
+            asked.iter().map(|asked| asked.answer(journal)).collect();
+        let answering = total(answers.iter().flatten().map(|answered| answered.seconds));
+        let grading = total(verdicts.iter().map(|judged| judged.seconds));
         let mut not_run: BTreeMap<String, usize> = BTreeMap::new();
         for reason in verdicts.iter().filter_map(|judged| judged.verdict.not_run.clone()) {
             *not_run.entry(reason).or_default() += 1;
@@ -275,7 +374,10 @@ impl<'a> SuiteRun<'a> {
         SuiteResult {
             suite: self.card.name.to_owned(),
             family: self.card.family.to_owned(),
-            scoring: scoring_of(asked, self.manner.scoring),
+            scoring: match scoring_of(asked, self.manner.scoring) {
+                Scoring::Judge if judge.is_none() => Scoring::Generation,
+                scoring => scoring,
+            },
             template: self.manner.wrapping,
             prompt: asked.first().map(|asked| asked.ready.text().to_owned()).unwrap_or_default(),
             shots: self.options.shots,
@@ -288,10 +390,15 @@ impl<'a> SuiteRun<'a> {
             not_run,
             seconds: answering + grading,
             rows_per_second: if answering > 0.0 { asked.len() as f64 / answering } else { 0.0 },
-            metrics: self.suite.metrics(&graded, &self.options),
+            metrics: self.in_order(self.suite.metrics(&graded, &self.options)),
             wrong: wrong.map(|((a, answer), j)| example(a, answer.as_ref(), &j.verdict)).collect(),
         }
     }
+}
+
+/// The sum; a sum of nothing is 0 and not -0, as floating-point numbers have it.
+fn total(seconds: impl Iterator<Item = f64>) -> f64 {
+    seconds.fold(0.0, |sum, seconds| sum + seconds)
 }
 
 /// Scores the options of questions.
@@ -318,56 +425,10 @@ fn score(
     Ok(())
 }
 
-fn is_choice(asked: &Asked) -> bool {
-    matches!(asked.item.question, Question::Choice(_))
-}
-
 /// How the suite's questions were answered in fact: some options cannot be written.
 fn scoring_of(asked: &[Asked], wanted: Scoring) -> Scoring {
     match asked.first().map(|asked| &asked.ready) {
         Some(Ready::Score { .. }) => Scoring::LogLikelihood,
         _ => wanted,
     }
-}
-
-/// Verdicts on all answers, in order.
-fn grade(
-    asked: &[Asked],
-    judge: Option<&str>,
-    tools: &mut Tools,
-    journal: &mut Journal,
-    watcher: &mut dyn Watcher,
-) -> Result<Vec<Judged>, RunError> {
-    let mut verdicts = Vec::with_capacity(asked.len());
-    for asked in asked {
-        let answer = journal.answer(&asked.key).map(|answered| &answered.answer);
-        let judged = match (&asked.item.question, answer) {
-            // Quickly done again.
-            (Question::Choice(choice), Some(answer)) => {
-                Judged { verdict: choice_verdict(choice, answer), judge: None, seconds: 0.0 }
-            }
-            (Question::Writing(writing), Some(Answer::Texts(texts))) => {
-                if let Some(judged) = journal.verdict(&asked.key, judge) {
-                    judged.clone()
-                } else {
-                    if watcher.stop() {
-                        return Err(RunError::Stopped);
-                    }
-                    let start = Instant::now();
-                    let verdict = writing.grader.grade(texts, tools)?;
-                    let seconds = start.elapsed().as_secs_f64();
-                    let judged = Judged { verdict, judge: judge.map(str::to_owned), seconds };
-                    journal.add_verdict(asked.key.clone(), judged.clone())?;
-                    watcher.advance(1);
-                    judged
-                }
-            }
-            _ => {
-                let verdict = Verdict::not_run("the journal holds no answer of this kind");
-                Judged { verdict, judge: None, seconds: 0.0 }
-            }
-        };
-        verdicts.push(judged);
-    }
-    Ok(verdicts)
 }

@@ -9,12 +9,10 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::code::ProgramRunner;
 use super::data::{DataError, DataFolder};
-use super::judge::Judge;
+use super::grading::{Grader, Verdict};
 use super::metrics::{StandardError, binomial, of_mean};
 use super::model::ModelError;
-use super::sandbox::SandboxError;
 
 /// What a model is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,8 +132,11 @@ pub struct Writing {
     pub asking: Asking,
     /// Most tokens of an answer.
     pub max_tokens: usize,
-    /// Texts that end an answer where no template does.
+    /// Texts that end an answer.
     pub stop: Vec<String>,
+    /// Texts that end an answer where the model continues the prompt itself. In a template they may
+    /// stand inside the answer, as a function's first line does in a block of code.
+    pub stop_plain: Vec<String>,
     /// Chance in the answers; 0 is none.
     pub temperature: f64,
     /// Independent answers to draw; counts only where one question is asked.
@@ -152,89 +153,6 @@ pub enum Asking {
     Turns(Vec<String>),
     /// A question, and after its answer a new conversation that begins with a question made of it.
     Then(Prompt, Box<dyn Fn(&str) -> Prompt + Send + Sync>),
-}
-
-/// Says what written answers are worth.
-pub trait Grader: Send + Sync {
-    /// Grades the answers: one a turn, or the samples of a single question.
-    ///
-    /// # Errors
-    /// When a tool fails. A wrong answer is no error.
-    fn grade(&self, answers: &[String], tools: &mut Tools) -> Result<Verdict, GradeError>;
-}
-
-/// What graders may use.
-#[derive(Default)]
-pub struct Tools {
-    /// Runs programs that a model wrote.
-    pub programs: Option<ProgramRunner>,
-    /// Gives opinions.
-    pub judge: Option<Box<dyn Judge>>,
-}
-
-/// A grader's tool failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GradeError {
-    /// Running a program.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
-    /// Asking the judge.
-    #[error(transparent)]
-    Judge(#[from] super::judge::JudgeError),
-}
-
-/// What an answer is worth.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// Scores by name; metrics are made of them.
-    pub scores: BTreeMap<String, f64>,
-    /// The choice made, for multiple choice.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub choice: Option<Chosen>,
-    /// Whether the answer counts as right, where that can be said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub correct: Option<bool>,
-    /// What would have been right, to show.
-    #[serde(default)]
-    pub expected: String,
-    /// What was understood of the answer, to show.
-    #[serde(default)]
-    pub understood: String,
-    /// Why the answer could not be graded on this machine; it then counts nowhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_run: Option<String>,
-}
-
-impl Verdict {
-    /// A verdict of one score that is 1 or 0.
-    pub fn right_or_wrong(name: &str, right: bool) -> Self {
-        let scores = BTreeMap::from([(name.to_owned(), f64::from(u8::from(right)))]);
-        Self { scores, correct: Some(right), ..Self::default() }
-    }
-
-    /// The same, with what to show a reader.
-    pub fn shown(mut self, expected: impl Into<String>, understood: impl Into<String>) -> Self {
-        self.expected = expected.into();
-        self.understood = understood.into();
-        self
-    }
-
-    /// An answer that this machine cannot grade.
-    pub fn not_run(reason: impl Into<String>) -> Self {
-        Self { not_run: Some(reason.into()), ..Self::default() }
-    }
-}
-
-/// The option that was chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Chosen {
-    /// The right option.
-    pub gold: usize,
-    /// The likeliest option, or the one that was written; `None` when none was.
-    pub raw: Option<usize>,
-    /// The likeliest option by log-likelihood per character; `None` for written answers.
-    pub normalised: Option<usize>,
 }
 
 /// A verdict and the parts of the suite that it counts for.

@@ -11,6 +11,7 @@ use super::error::SimulateError;
 use super::federation::{self, METRICS_FILE};
 use super::journal;
 use super::observer::Observer;
+use crate::aggregate::Algorithm;
 use crate::report::comparison::Comparison;
 use crate::report::history::History;
 use crate::report::page::{Heading, comparison_page, run_page};
@@ -41,6 +42,11 @@ pub fn holds_run(folder: &Path) -> bool {
 /// When it cannot be read.
 pub fn config_of(folder: &Path) -> Result<RunConfig, SimulateError> {
     Ok(RunConfig::read(&folder.join(CONFIG_FILE))?.0)
+}
+
+/// The run of one algorithm in the folder of a comparison.
+pub fn folder_of(comparison: &Path, algorithm: Algorithm) -> PathBuf {
+    comparison.join(algorithm.to_string().replace(':', "-"))
 }
 
 /// A run's folder that no other process works on.
@@ -128,7 +134,7 @@ pub fn run(
     let mut runs: Vec<(String, History)> = Vec::with_capacity(config.compare.len());
     for &algorithm in &config.compare {
         let name = algorithm.to_string();
-        let path = folder.path.join(name.replace(':', "-"));
+        let path = folder_of(&folder.path, algorithm);
         let config =
             RunConfig { algorithm, compare: Vec::new(), out: Some(path.clone()), ..config.clone() };
         let folder = RunFolder::open(&path, &config, true)?;

@@ -17,11 +17,11 @@ use super::error::SimulateError;
 use super::journal::SuiteRecord;
 use super::observer::{Event, Observer};
 use crate::evaluate::engine::{Applied, EngineModel};
+use crate::evaluate::grading::Tools;
 use crate::evaluate::journal::{Journal, JournalError};
 use crate::evaluate::model::{Identity, LanguageModel};
 use crate::evaluate::result::page;
 use crate::evaluate::run::{Plan, RunError, Watcher, run};
-use crate::evaluate::suite::Tools;
 
 /// The folder, within a run's, of journals and pages.
 const FOLDER: &str = "evaluation";

@@ -20,7 +20,7 @@ use crate::evaluate::suite::{Scoring, Wrapping};
 use crate::seed::{Choice, derived};
 use crate::simulate::config::RunConfig;
 use crate::simulate::fleet::Fleet;
-use crate::simulate::run::config_of;
+use crate::simulate::run::{config_of, folder_of};
 use crate::training::Task;
 
 /// How the suite `federated` measures.
@@ -62,9 +62,17 @@ impl Simulation {
     /// Reads the configuration of the run in `folder` and deals its rows as it did.
     ///
     /// # Errors
-    /// When there is no run, or its data cannot be read.
+    /// When there is no run, or several, or its data cannot be read.
     pub fn open(folder: &Path) -> Result<Self, CommandError> {
         let config = config_of(folder).map_err(CommandError::usage)?;
+        if let Some(first) = config.compare.first() {
+            let one = folder_of(folder, *first);
+            return Err(CommandError::Usage(format!(
+                "{} compares several algorithms: name the run of one of them, such as --run {}",
+                folder.display(),
+                one.display()
+            )));
+        }
         // All held-out rows, not only those that evaluations between rounds read.
         let config = RunConfig { eval_rows: 0, ..config };
         let dataset = simulate::open_dataset(&config)?;

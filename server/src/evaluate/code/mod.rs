@@ -2,9 +2,10 @@
 //! failed.
 
 mod body;
+mod ending;
 mod runner;
 mod toolchain;
 
 pub use body::{body_in_braces, completion_of};
-pub use runner::{ProgramRunner, RunResult};
+pub use runner::{ProgramRunner, RULES, RunResult};
 pub use toolchain::Language;

@@ -6,17 +6,24 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use super::ending::{Ending, JAVA_CLASS};
 use super::toolchain::{Language, Toolchain};
 use crate::evaluate::sandbox::{End, Limits, Outcome, Sandbox, SandboxError, Step};
 
+/// Names the rules by which programs pass. What was found by other rules does not hold any more.
+pub const RULES: &str = "exit code 0 after the last test";
+
 /// What came of a program.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RunResult {
-    /// All its tests passed.
+    /// It came to the end of its tests, and all passed.
     Passed,
-    /// It did not compile, a test failed, or it broke a limit; in a few words.
+    /// It did not compile, a test failed, it ended before its tests did, or it broke a limit; in a
+    /// few words.
     Failed(String),
     /// The language is not installed here.
     NotInstalled(String),
@@ -93,7 +100,9 @@ impl ProgramRunner {
         };
         let failed = |source| SandboxError::Run { program: toolchain.program.clone(), source };
         let folder = tempfile::tempdir_in(self.cache.path()).map_err(failed)?;
-        write_files(language, source, folder.path()).map_err(failed)?;
+        let ending = Ending::new(language);
+        write_files(language, &ending.added_to(source), folder.path()).map_err(failed)?;
+        ending.write_files(folder.path()).map_err(failed)?;
         let (compile, run) = self.steps(language, &toolchain, folder.path()).map_err(failed)?;
         if let Some(step) = compile {
             let outcome = self.sandbox.run(&step, folder.path())?;
@@ -106,7 +115,8 @@ impl ProgramRunner {
         let asserted =
             language == Language::JavaScript && outcome.stderr.contains("Assertion failed");
         Ok(match outcome.succeeded() && !asserted {
-            true => RunResult::Passed,
+            true if ending.is_in(&outcome) => RunResult::Passed,
+            true => RunResult::Failed("ended before its tests did".to_owned()),
             false => RunResult::Failed(summary(&outcome)),
         })
     }
@@ -138,6 +148,7 @@ impl ProgramRunner {
         };
         let compile = |arguments: Vec<OsString>| Step {
             limits: COMPILING,
+            removes: true,
             ..step(&toolchain.program, arguments)
         };
         let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
@@ -149,8 +160,14 @@ impl ProgramRunner {
             Language::Java => {
                 let small = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
                 let javac = small.iter().map(|flag| format!("-J{flag}").into());
-                let javac = javac.chain(words(&["-encoding", "UTF-8", "-nowarn", "Main.java"]));
-                let java = small.iter().map(OsString::from).chain(words(&["-cp", ".", "Main"]));
+                let javac = javac.chain(words(&[
+                    "-encoding",
+                    "UTF-8",
+                    "-nowarn",
+                    "Main.java",
+                    &format!("{JAVA_CLASS}.java"),
+                ]));
+                let java = small.iter().map(OsString::from).chain(words(&["-cp", ".", JAVA_CLASS]));
                 let runtime = toolchain.runtime.as_deref().unwrap_or(&toolchain.program);
                 (Some(compile(javac.collect())), step(runtime, java.collect()))
             }
@@ -212,10 +229,14 @@ fn write_files(language: Language, source: &str, folder: &Path) -> io::Result<()
 /// How a program failed, in a line.
 fn summary(outcome: &Outcome) -> String {
     let lines = || outcome.stderr.lines().chain(outcome.stdout.lines());
-    let telling =
-        |line: &&str| ["rror", "panicked", "FAIL", "expected"].iter().any(|w| line.contains(w));
-    let words = lines().find(telling).or_else(|| lines().rfind(|line| !line.trim().is_empty()));
-    let words: String = words.unwrap_or("").trim().chars().take(200).collect();
+    let telling = |line: &&str| {
+        ["rror", "panicked", "FAIL", "failed", "expected"].iter().any(|w| line.contains(w))
+    };
+    let last =
+        |text: &'_ str| text.lines().rfind(|line| !line.trim().is_empty()).map(str::to_owned);
+    let words = lines().find(telling).map(str::to_owned);
+    let words = words.or_else(|| last(&outcome.stderr)).or_else(|| last(&outcome.stdout));
+    let words: String = words.unwrap_or_default().trim().chars().take(200).collect();
     match outcome.end {
         End::Exited(_) => words,
         End::Signalled(signal) => format!("ended by signal {signal} {words}").trim_end().to_owned(),

@@ -24,7 +24,7 @@ pub use latex::{last_boxed, math_answer, math_equivalent};
 pub use pass_at_k::pass_at_k;
 pub use refusal::refuses;
 pub use rouge::{RougeScore, rouge_l, rouge_n};
-pub use standard_error::{StandardError, binomial, bootstrap, of_mean};
+pub use standard_error::{StandardError, binomial, bootstrap, of_mean, of_mean_of_means};
 
 /// Reads a file of vectors that `tests/fixtures/metrics/generate.py` wrote.
 #[cfg(test)]

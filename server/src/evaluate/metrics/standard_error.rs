@@ -15,6 +15,8 @@ pub enum StandardError {
     Binomial(f64),
     /// `s/sqrt(n)` with the sample's standard deviation `s`, for a mean.
     Mean(f64),
+    /// `sqrt(sum of e^2)/n`, for a mean over `n` groups' means with an error `e` each.
+    MeanOfMeans(f64),
     /// The spread of the score over rows drawn again with replacement, for anything else.
     Bootstrap(f64),
 }
@@ -23,7 +25,10 @@ impl StandardError {
     /// The number itself.
     pub fn value(self) -> f64 {
         match self {
-            Self::Binomial(value) | Self::Mean(value) | Self::Bootstrap(value) => value,
+            Self::Binomial(value)
+            | Self::Mean(value)
+            | Self::MeanOfMeans(value)
+            | Self::Bootstrap(value) => value,
         }
     }
 }
@@ -39,6 +44,13 @@ pub fn of_mean(values: &[f64]) -> Option<StandardError> {
     let mean = values.iter().sum::<f64>() / n;
     let squares = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
     (values.len() > 1).then(|| StandardError::Mean((squares / (n - 1.0) / n).sqrt()))
+}
+
+/// Of the mean of independent means, each with its own error: `sqrt(sum of squares)/n`. `None`
+/// without any.
+pub fn of_mean_of_means(errors: &[StandardError]) -> Option<StandardError> {
+    let squares = errors.iter().map(|error| error.value().powi(2)).sum::<f64>();
+    (!errors.is_empty()).then(|| StandardError::MeanOfMeans(squares.sqrt() / errors.len() as f64))
 }
 
 /// Of `score` over rows drawn with replacement, from `seed`; `None` for fewer than two rows.

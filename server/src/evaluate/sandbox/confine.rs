@@ -5,8 +5,12 @@
 //! regained by the program nor by its children:
 //!
 //! - *network*: no socket of any kind can be made (seccomp), nor can `io_uring` make one;
-//! - *files*: only the system's programs and libraries and the named folders can be read, and only
-//!   the working folder and the named ones written (Landlock);
+//! - *files*: only the system's programs and libraries, the named folders and what `/proc` says of
+//!   the process itself can be read, and only the working folder and the named ones written
+//!   (Landlock). Files cannot be removed, nor made without a name, so that all that is written can be
+//!   seen and counted;
+//! - *memory that belongs to no process*: no shared memory of System V or POSIX, no files in memory,
+//!   no mapping that is shared without a file (seccomp);
 //! - *others' processes*: no signals to (Landlock, Linux 6.12; earlier: no `kill` at all) and no
 //!   tracing of processes outside;
 //! - *the process group*: cannot be left, so that killing the group ends all;
@@ -30,6 +34,7 @@ struct Orders {
     folder: PathBuf,
     readable: Vec<PathBuf>,
     writable: Vec<PathBuf>,
+    removes: bool,
     limits: Limits,
     /// The user to become, when the superuser starts the launcher.
     user: u32,
@@ -41,6 +46,7 @@ pub fn command(launcher: &Path, user: u32, step: &Step, folder: &Path) -> io::Re
         folder: folder.canonicalize()?,
         readable: step.readable.clone(),
         writable: step.writable.clone(),
+        removes: step.removes,
         limits: step.limits,
         user,
     };
@@ -103,13 +109,14 @@ mod linux {
     use nix::sys::signal::Signal;
     use nix::unistd::{self, Gid, Uid};
     use seccompiler::{
-        BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch, apply_filter,
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule, TargetArch, apply_filter,
     };
 
     use super::Orders;
 
     /// Where systems keep programs, libraries and what these need to start.
-    const SYSTEM: [&str; 14] = [
+    const SYSTEM: [&str; 18] = [
         "/usr",
         "/bin",
         "/sbin",
@@ -117,7 +124,11 @@ mod linux {
         "/lib32",
         "/lib64",
         "/nix/store",
-        "/proc",
+        "/proc/self",
+        "/proc/cpuinfo",
+        "/proc/meminfo",
+        "/proc/stat",
+        "/proc/sys/vm",
         "/sys/devices/system/cpu",
         "/etc/alternatives",
         "/etc/ld.so.cache",
@@ -126,8 +137,8 @@ mod linux {
         "/etc/java-21-openjdk",
     ];
 
-    /// Devices a program may use.
-    const DEVICES: [&str; 4] = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"];
+    /// Devices a program may use. Mapped, `/dev/zero` would be memory that nobody counts.
+    const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
 
     /// Makes the folders that the program may write to the new user's.
     pub fn hand_over(orders: &Orders) -> io::Result<()> {
@@ -227,7 +238,10 @@ mod linux {
             .scope(Scope::from_all(abi))?
             .create()?;
         let read = AccessFs::from_read(abi);
-        let all = AccessFs::from_all(abi);
+        let mut all = AccessFs::from_all(abi);
+        if !orders.removes {
+            all.remove(AccessFs::RemoveFile);
+        }
         let device = AccessFs::ReadFile | AccessFs::WriteFile;
         let existing =
             |paths: &[&str]| -> Vec<PathBuf> { paths.iter().map(PathBuf::from).collect() };
@@ -283,13 +297,39 @@ mod linux {
             libc::SYS_add_key,
             libc::SYS_request_key,
             libc::SYS_open_by_handle_at,
+            // Memory that belongs to no process, or outlives all of them.
             libc::SYS_memfd_secret,
+            libc::SYS_memfd_create,
+            libc::SYS_shmget,
+            libc::SYS_shmat,
+            libc::SYS_semget,
+            libc::SYS_msgget,
+            libc::SYS_mq_open,
+            // Opens files in ways that this filter cannot see.
+            libc::SYS_openat2,
         ];
         if !signals_scoped {
             refused.extend([libc::SYS_kill, libc::SYS_tkill, libc::SYS_pidfd_send_signal]);
         }
-        let rules: BTreeMap<i64, Vec<SeccompRule>> =
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
             refused.into_iter().map(|call| (call, vec![])).collect();
+        let all_bits = |argument, bits: i32| -> Result<SeccompRule, seccompiler::BackendError> {
+            let bits = u64::from(bits.cast_unsigned());
+            let (width, set) = (SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits));
+            SeccompRule::new(vec![SeccompCondition::new(argument, width, set, bits)?])
+        };
+        let shared = all_bits(3, libc::MAP_SHARED | libc::MAP_ANONYMOUS)?;
+        rules.insert(libc::SYS_mmap, vec![shared]);
+        rules.insert(libc::SYS_openat, vec![all_bits(2, libc::O_TMPFILE)?]);
+        #[cfg(target_arch = "x86_64")]
+        {
+            rules.insert(libc::SYS_open, vec![all_bits(1, libc::O_TMPFILE)?]);
+            // The same calls in the dress of the x32 interface, where the kernel offers it.
+            const X32: i64 = 0x4000_0000;
+            let dressed: Vec<_> = rules.iter().map(|(&n, r)| (n | X32, r.clone())).collect();
+            rules.extend(dressed);
+            rules.extend((512..=547).map(|call| (call | X32, vec![])));
+        }
         let refusal = SeccompAction::Errno(libc::EPERM as u32);
         let arch = TargetArch::try_from(std::env::consts::ARCH)?;
         SeccompFilter::new(rules, SeccompAction::Allow, refusal, arch)?.try_into()

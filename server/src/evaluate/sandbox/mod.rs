@@ -2,8 +2,8 @@
 //!
 //! A program runs in a process of its own in an empty folder, started through the `fleetune` binary
 //! itself, which first gives up what the program shall not have (see [`confine`]): the network,
-//! every file outside the folder and the language's own installation, and more than its share of
-//! processor, memory, processes and file size. The parent watches the whole process group's memory,
+//! every file outside the folder, the system's libraries and programs and the language's own
+//! installation, and more than its share of processor, memory, processes and file size. The parent watches the whole process group's memory,
 //! files and time, and kills the group as one. The program cannot leave the group.
 //!
 //! A sandbox runs one program at a time: programs of one sandbox count together in its limit of
@@ -66,6 +66,9 @@ pub struct Step {
     pub readable: Vec<PathBuf>,
     /// Folders it may write to, besides its own. Only for compilers, never for generated programs.
     pub writable: Vec<PathBuf>,
+    /// Whether it may remove files. Only for compilers: a file that is removed while it is open
+    /// takes room where nobody sees it.
+    pub removes: bool,
     /// What it may use.
     pub limits: Limits,
 }
@@ -77,6 +80,8 @@ pub struct Outcome {
     pub end: End,
     /// The beginning of what it wrote to standard output.
     pub stdout: String,
+    /// The end of what it wrote to standard output.
+    pub stdout_end: String,
     /// The beginning of what it wrote to standard error.
     pub stderr: String,
 }
@@ -208,6 +213,7 @@ impl Step {
             environment: BTreeMap::new(),
             readable: Vec::new(),
             writable: Vec::new(),
+            removes: false,
             limits: Limits::default(),
         }
     }

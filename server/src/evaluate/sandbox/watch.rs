@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::{End, Limits, Outcome};
 
-/// Output that is kept; the rest is read and dropped.
+/// Beginning of an output that is kept.
 const KEPT_OUTPUT: usize = 64 << 10;
+/// End of an output that is kept; what lies between is read and dropped.
+const KEPT_END: usize = 4 << 10;
 /// Time between looks at whether the program still runs.
 const LOOK: Duration = Duration::from_millis(5);
 /// Time between looks at the group's memory and files.
@@ -28,10 +30,12 @@ pub fn watch(mut command: Command, limits: &Limits, folder: &Path) -> io::Result
     group::kill(child.id());
     let _ = child.kill();
     let status = child.wait()?;
+    let (stdout, stderr) = (Output::of(stdout), Output::of(stderr));
     Ok(Outcome {
         end: end?.unwrap_or_else(|| ended(status)),
-        stdout: text(stdout),
-        stderr: text(stderr),
+        stdout: text(&stdout.beginning),
+        stdout_end: text(&stdout.end),
+        stderr: text(&stderr.beginning),
     })
 }
 
@@ -67,30 +71,52 @@ fn ended(status: ExitStatus) -> End {
     End::Exited(status.code().unwrap_or(-1))
 }
 
-/// Reads all of a pipe and keeps its beginning.
-fn keep(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+/// What is kept of an output.
+#[derive(Default)]
+struct Output {
+    beginning: Vec<u8>,
+    end: Vec<u8>,
+}
+
+impl Output {
+    fn of(reader: Option<JoinHandle<Self>>) -> Self {
+        reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        let room = KEPT_OUTPUT - self.beginning.len();
+        self.beginning.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.end.extend_from_slice(bytes);
+        self.end.drain(..self.end.len().saturating_sub(KEPT_END));
+    }
+}
+
+/// Reads all of a pipe.
+fn keep(mut pipe: impl Read + Send + 'static) -> JoinHandle<Output> {
     thread::spawn(move || {
-        let mut kept = Vec::new();
+        let mut output = Output::default();
         let mut buffer = [0; 8192];
         while let Ok(n @ 1..) = pipe.read(&mut buffer) {
-            let room = KEPT_OUTPUT - kept.len();
-            kept.extend_from_slice(&buffer[..n.min(room)]);
+            output.add(&buffer[..n]);
         }
-        kept
+        output
     })
 }
 
-fn text(output: Option<JoinHandle<Vec<u8>>>) -> String {
-    let bytes = output.and_then(|reader| reader.join().ok()).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).into_owned()
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Bytes in the folder, counted up to a little over `enough`. Every file counts for a block at
-/// least, so that a flood of empty files is found too.
+/// least, so that a flood of empty files is found too. A folder that was closed to us may hold
+/// anything: it counts as too much.
 fn size_of(folder: &Path, enough: u64) -> u64 {
     let mut total = 0;
     let mut folders = vec![folder.to_owned()];
     while let Some(entries) = folders.pop().map(std::fs::read_dir) {
+        if entries.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied) {
+            return enough + 1;
+        }
         for entry in entries.into_iter().flatten().flatten() {
             let Ok(metadata) = entry.metadata() else { continue };
             if metadata.is_dir() {

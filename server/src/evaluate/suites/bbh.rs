@@ -6,10 +6,11 @@ use serde::Deserialize;
 
 use super::choice::mean_of_groups;
 use crate::evaluate::data::DataFolder;
+use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
 use crate::evaluate::metrics::bbh_answer;
 use crate::evaluate::suite::{
-    Asking, Card, GradeError, Graded, Grader, Item, Metric, Prompt, Question, Scoring, Suite,
-    SuiteError, SuiteOptions, Tools, Verdict, Wrapping, Writing, means,
+    Asking, Card, Graded, Item, Metric, Prompt, Question, Scoring, Suite, SuiteError, SuiteOptions,
+    Wrapping, Writing, means,
 };
 
 /// The suite.
@@ -46,7 +47,7 @@ struct Exact {
 }
 
 impl Grader for Exact {
-    fn grade(&self, answers: &[String], _tools: &mut Tools) -> Result<Verdict, GradeError> {
+    fn grade(&self, answers: &[String], _grading: &mut Grading) -> Result<Verdict, GradeError> {
         let text = answers.first().map_or("", String::as_str);
         let found = bbh_answer(text).unwrap_or("");
         let verdict = Verdict::right_or_wrong("exact_match", found == self.target);
@@ -87,6 +88,7 @@ impl Suite for Bbh {
                     asking: Asking::Once(Prompt::same(text)),
                     max_tokens: 512,
                     stop: vec!["\n\nQ:".to_owned(), "Q:".to_owned()],
+                    stop_plain: vec![],
                     temperature: 0.0,
                     samples: 1,
                     grader: Box::new(Exact { target: row.target }),

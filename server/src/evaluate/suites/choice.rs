@@ -1,8 +1,9 @@
 //! What multiple-choice suites share: lettered questions, and scores of the options chosen.
 
-use crate::evaluate::metrics::{averages, bootstrap, option_letter};
+use crate::evaluate::grading::Verdict;
+use crate::evaluate::metrics::{averages, bootstrap, of_mean, of_mean_of_means, option_letter};
 use crate::evaluate::suite::{
-    Choice, Graded, Metric, Prompt, SuiteOptions, Verdict, Written, groups, mean, means, members,
+    Choice, Graded, Metric, Prompt, SuiteOptions, Written, groups, means, members,
 };
 
 /// Letters of the options.
@@ -65,20 +66,29 @@ pub fn mean_of_groups(graded: &[Graded], score: &str, prefix: &str, name: &str) 
     let parts = groups(graded)
         .into_iter()
         .filter(|group| group.as_ref().is_some_and(|group| group.starts_with(prefix)));
-    let means: Vec<f64> = parts
+    let (means, errors): (Vec<f64>, Vec<_>) = parts
         .filter_map(|group| {
             let scores = members(graded, &group).filter_map(|v: &Verdict| v.scores.get(score));
             let values: Vec<f64> = scores.copied().collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            // Of the sample, not binomial: a group of one row says nothing about its own error.
+            (!values.is_empty()).then(|| (mean, of_mean(&values)))
         })
-        .collect();
-    (!means.is_empty()).then(|| mean(name, None, &means))
+        .unzip();
+    let errors: Option<Vec<_>> = errors.into_iter().collect();
+    (!means.is_empty()).then(|| Metric {
+        name: name.to_owned(),
+        group: None,
+        value: means.iter().sum::<f64>() / means.len() as f64,
+        standard_error: errors.and_then(|errors| of_mean_of_means(&errors)),
+        rows: means.len(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::suite::Chosen;
+    use crate::evaluate::grading::Chosen;
 
     #[test]
     fn options_are_lettered() {
@@ -86,6 +96,23 @@ mod tests {
         let choice = by_letter(Prompt::same("q"), 4, 2);
         assert_eq!(choice.options, ["A", "B", "C", "D"]);
         assert_eq!((choice.written.unwrap().read)("It is B.", 4), Some(1));
+    }
+
+    #[test]
+    fn groups_count_the_same_whatever_their_size() {
+        let verdict = |right| Verdict::right_or_wrong("accuracy", right);
+        let (right, wrong) = (verdict(true), verdict(false));
+        let (a, b) = (["task:a".to_owned()], ["task:b".to_owned()]);
+        let mut graded = vec![Graded { groups: &a, verdict: &right }];
+        graded.push(Graded { groups: &a, verdict: &wrong });
+        graded.extend((0..8).map(|_| Graded { groups: &b, verdict: &right }));
+        let metric = mean_of_groups(&graded, "accuracy", "task:", "task_mean").unwrap();
+        assert_eq!((metric.value, metric.rows), (0.75, 2));
+        // The groups' own errors, 1/2 and 0, over two groups.
+        assert!((metric.standard_error.unwrap().value() - 0.25).abs() < 1e-12);
+        graded.truncate(3);
+        let metric = mean_of_groups(&graded, "accuracy", "task:", "task_mean").unwrap();
+        assert!(metric.standard_error.is_none(), "a group of one row has no error");
     }
 
     #[test]

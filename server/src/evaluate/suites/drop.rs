@@ -3,10 +3,11 @@
 use serde::Deserialize;
 
 use crate::evaluate::data::DataFolder;
+use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
 use crate::evaluate::metrics::drop_best;
 use crate::evaluate::suite::{
-    Asking, Card, GradeError, Grader, Item, Prompt, Question, Scoring, Suite, SuiteError,
-    SuiteOptions, Tools, Verdict, Wrapping, Writing,
+    Asking, Card, Item, Prompt, Question, Scoring, Suite, SuiteError, SuiteOptions, Wrapping,
+    Writing,
 };
 
 /// The suite.
@@ -23,7 +24,7 @@ struct Spans {
 }
 
 impl Grader for Spans {
-    fn grade(&self, answers: &[String], _tools: &mut Tools) -> Result<Verdict, GradeError> {
+    fn grade(&self, answers: &[String], _grading: &mut Grading) -> Result<Verdict, GradeError> {
         let answer = answers.first().map_or("", |a| a.trim());
         let score = drop_best(answer, self.accepted.iter().map(String::as_str));
         let mut verdict = Verdict::right_or_wrong("exact_match", score.exact_match == 1.0);
@@ -56,6 +57,7 @@ impl Suite for Drop {
                 asking: Asking::Once(Prompt::same(row.context)),
                 max_tokens: 32,
                 stop: vec!["\n".to_owned()],
+                stop_plain: vec![],
                 temperature: 0.0,
                 samples: 1,
                 grader: Box::new(Spans {

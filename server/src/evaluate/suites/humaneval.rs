@@ -4,10 +4,11 @@ use serde::Deserialize;
 
 use crate::evaluate::code::{Language, RunResult, completion_of};
 use crate::evaluate::data::DataFolder;
+use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
 use crate::evaluate::metrics::pass_at_k;
 use crate::evaluate::suite::{
-    Asking, Card, GradeError, Graded, Grader, Item, Metric, Prompt, Question, Scoring, Suite,
-    SuiteError, SuiteOptions, Tools, Verdict, Wrapping, Writing, groups, mean, members,
+    Asking, Card, Graded, Item, Metric, Prompt, Question, Scoring, Suite, SuiteError, SuiteOptions,
+    Wrapping, Writing, groups, mean, members,
 };
 
 /// The suite.
@@ -32,11 +33,12 @@ impl Row {
 }
 
 impl Grader for Row {
-    fn grade(&self, answers: &[String], tools: &mut Tools) -> Result<Verdict, GradeError> {
-        let programs =
-            answers.iter().map(|answer| self.program(completion_of(answer, &self.entry_point)));
+    fn grade(&self, answers: &[String], grading: &mut Grading) -> Result<Verdict, GradeError> {
+        let programs = answers
+            .iter()
+            .map(|answer| self.program(completion_of(answer, Language::Python, &self.entry_point)));
         let reference = self.program(&self.canonical_solution);
-        passed(Language::Python, programs, &reference, tools)
+        passed(Language::Python, programs, &reference, grading)
     }
 }
 
@@ -48,22 +50,20 @@ pub fn passed(
     language: Language,
     programs: impl Iterator<Item = String>,
     reference: &str,
-    tools: &mut Tools,
+    grading: &mut Grading,
 ) -> Result<Verdict, GradeError> {
-    let Some(runner) = &mut tools.programs else {
-        return Ok(Verdict::not_run("programs are not run here"));
-    };
     let (mut samples, mut passed, mut problem) = (0, 0, String::new());
     for program in programs {
         samples += 1;
-        match runner.run(language, &program)? {
-            RunResult::Passed => passed += 1,
-            RunResult::Failed(how) => problem = how,
-            RunResult::NotInstalled(what) => return Ok(not_installed(language, &what)),
+        match grading.program(language, &program)? {
+            Some(RunResult::Passed) => passed += 1,
+            Some(RunResult::Failed(how)) => problem = how,
+            Some(RunResult::NotInstalled(what)) => return Ok(not_installed(language, &what)),
+            None => return Ok(Verdict::not_run("programs are not run here")),
         }
     }
     if passed == 0
-        && let RunResult::Failed(how) = runner.run(language, reference)?
+        && let Some(RunResult::Failed(how)) = grading.program(language, reference)?
     {
         let reason = format!("{}: the reference solution fails here", language.name());
         return Ok(Verdict::not_run(reason).shown("", how));
@@ -133,7 +133,10 @@ impl Suite for HumanEval {
                     ),
                 }),
                 max_tokens: 512,
-                stop: ["\nclass", "\ndef", "\n#", "\nif", "\nprint"].map(str::to_owned).to_vec(),
+                stop: vec![],
+                stop_plain: ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]
+                    .map(str::to_owned)
+                    .to_vec(),
                 temperature: temperature(options),
                 samples: options.samples,
                 grader: Box::new(row),

@@ -5,9 +5,10 @@ use serde::Deserialize;
 use super::humaneval::{pass_metrics, passed, temperature};
 use crate::evaluate::code::{Language, body_in_braces, completion_of};
 use crate::evaluate::data::DataFolder;
+use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
 use crate::evaluate::suite::{
-    Asking, Card, GradeError, Graded, Grader, Item, Metric, Prompt, Question, Scoring, Suite,
-    SuiteError, SuiteOptions, Tools, Verdict, Wrapping, Writing,
+    Asking, Card, Graded, Item, Metric, Prompt, Question, Scoring, Suite, SuiteError, SuiteOptions,
+    Wrapping, Writing,
 };
 
 /// What is asked about a function.
@@ -98,7 +99,7 @@ impl Program {
 
     /// The function's body in an answer.
     fn completion(&self, answer: &str) -> String {
-        let completion = completion_of(answer, &self.row.entry_point);
+        let completion = completion_of(answer, self.language, &self.row.entry_point);
         match self.language {
             Language::Python => completion.to_owned(),
             _ => body_in_braces(completion).to_owned(),
@@ -107,10 +108,10 @@ impl Program {
 }
 
 impl Grader for Program {
-    fn grade(&self, answers: &[String], tools: &mut Tools) -> Result<Verdict, GradeError> {
+    fn grade(&self, answers: &[String], grading: &mut Grading) -> Result<Verdict, GradeError> {
         let programs = answers.iter().map(|answer| self.whole(&self.completion(answer)));
         let reference = self.whole(&self.row.canonical_solution);
-        passed(self.language, programs, &reference, tools)
+        passed(self.language, programs, &reference, grading)
     }
 }
 
@@ -118,8 +119,8 @@ impl Grader for Program {
 struct LastOf(Program);
 
 impl Grader for LastOf {
-    fn grade(&self, answers: &[String], tools: &mut Tools) -> Result<Verdict, GradeError> {
-        self.0.grade(&answers[answers.len().saturating_sub(1)..], tools)
+    fn grade(&self, answers: &[String], grading: &mut Grading) -> Result<Verdict, GradeError> {
+        self.0.grade(&answers[answers.len().saturating_sub(1)..], grading)
     }
 }
 
@@ -233,7 +234,8 @@ impl Suite for HumanEvalPack {
                     question: Question::Writing(Writing {
                         asking,
                         max_tokens: 512,
-                        stop: stops(language),
+                        stop: vec![],
+                        stop_plain: stops(language),
                         temperature: temperature(options),
                         samples: if explained { 1 } else { options.samples },
                         grader: match explained {

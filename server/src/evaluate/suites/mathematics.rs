@@ -4,13 +4,14 @@ use serde::Deserialize;
 
 use super::drawn;
 use crate::evaluate::data::DataFolder;
+use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
 use crate::evaluate::metrics::{
     gsm8k_flexible, gsm8k_reference, gsm8k_strict, last_boxed, math_answer, math_equivalent,
     numbers_equal,
 };
 use crate::evaluate::suite::{
-    Asking, Card, GradeError, Grader, Item, Prompt, Question, Scoring, Suite, SuiteError,
-    SuiteOptions, Tools, Verdict, Wrapping, Writing,
+    Asking, Card, Item, Prompt, Question, Scoring, Suite, SuiteError, SuiteOptions, Wrapping,
+    Writing,
 };
 
 /// GSM8K: word problems of primary school.
@@ -27,7 +28,7 @@ struct Number {
 }
 
 impl Grader for Number {
-    fn grade(&self, answers: &[String], _tools: &mut Tools) -> Result<Verdict, GradeError> {
+    fn grade(&self, answers: &[String], _grading: &mut Grading) -> Result<Verdict, GradeError> {
         let text = answers.first().map_or("", String::as_str);
         let right =
             |found: Option<&str>| found.is_some_and(|found| numbers_equal(found, &self.reference));
@@ -79,6 +80,7 @@ impl Suite for Gsm8k {
                 asking: Asking::Once(prompt),
                 max_tokens: 256,
                 stop: vec!["Question:".to_owned(), "\n\n\n".to_owned()],
+                stop_plain: vec![],
                 temperature: 0.0,
                 samples: 1,
                 grader,
@@ -105,7 +107,7 @@ struct Equivalent {
 }
 
 impl Grader for Equivalent {
-    fn grade(&self, answers: &[String], _tools: &mut Tools) -> Result<Verdict, GradeError> {
+    fn grade(&self, answers: &[String], _grading: &mut Grading) -> Result<Verdict, GradeError> {
         let found = math_answer(answers.first().map_or("", String::as_str));
         let right = math_equivalent(found, &self.reference);
         Ok(Verdict::right_or_wrong("exact_match", right).shown(&self.reference, found))
@@ -163,6 +165,7 @@ impl Suite for CompetitionMath {
                     asking: Asking::Once(prompt),
                     max_tokens: 512,
                     stop: vec!["Problem:".to_owned()],
+                    stop_plain: vec![],
                     temperature: 0.0,
                     samples: 1,
                     grader,
@@ -175,12 +178,16 @@ impl Suite for CompetitionMath {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::grading::Tools;
+    use crate::evaluate::journal::Journal;
 
     #[test]
     fn gsm8k_is_graded_strictly_and_flexibly() {
         let grader = Number { reference: "1234".to_owned() };
         let grade = |text: &str| {
-            let verdict = grader.grade(&[text.to_owned()], &mut Tools::default()).unwrap();
+            let (mut tools, mut journal) = (Tools::default(), Journal::in_memory());
+            let mut grading = Grading::new(&mut tools, &mut journal, "gsm8k", "0");
+            let verdict = grader.grade(&[text.to_owned()], &mut grading).unwrap();
             (verdict.scores["exact_match"], verdict.scores["exact_match_strict"])
         };
         assert_eq!(grade("So 1,234 in all."), (1.0, 0.0));

@@ -8,10 +8,11 @@ use fleetune_core::data::Template;
 use serde::Deserialize;
 
 use crate::evaluate::data::DataFolder;
+use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
 use crate::evaluate::judge::rating;
 use crate::evaluate::suite::{
-    Asking, Card, GradeError, Grader, Item, Prompt, Question, Scoring, Suite, SuiteError,
-    SuiteOptions, Tools, Verdict, Wrapping, Writing,
+    Asking, Card, Item, Prompt, Question, Scoring, Suite, SuiteError, SuiteOptions, Wrapping,
+    Writing,
 };
 
 /// One of the sets of questions.
@@ -119,10 +120,7 @@ fn fill(template: &str, values: &[(&str, String)]) -> String {
 }
 
 impl Grader for Rated {
-    fn grade(&self, answers: &[String], tools: &mut Tools) -> Result<Verdict, GradeError> {
-        let Some(judge) = &mut tools.judge else {
-            return Ok(Verdict::not_run("no judge was named (--judge-url or --judge-model)"));
-        };
+    fn grade(&self, answers: &[String], grading: &mut Grading) -> Result<Verdict, GradeError> {
         let mut verdict = Verdict::default();
         let mut ratings = Vec::new();
         let mut opinions = Vec::new();
@@ -132,9 +130,11 @@ impl Grader for Rated {
                     "mt_bench/judge_prompts lacks a prompt for this question",
                 ));
             };
-            let opinion = judge.ask(system, &question)?;
+            let Some(opinion) = grading.opinion(system, &question)? else {
+                return Ok(Verdict::not_run("no judge was named (--judge-url or --judge-model)"));
+            };
             // MT-Bench leaves out what the judge does not rate; how much that is, is told.
-            let rated = rating(&opinion).filter(|rating| (0.0..=10.0).contains(rating));
+            let rated = rating(&opinion).filter(|rating| (1.0..=10.0).contains(rating));
             verdict
                 .scores
                 .insert(format!("rated_{}", turn + 1), f64::from(u8::from(rated.is_some())));
@@ -268,6 +268,7 @@ impl Suite for OpenEnded {
                     asking,
                     max_tokens: 1024,
                     stop: vec![],
+                    stop_plain: vec![],
                     temperature: self.temperature(&category),
                     samples: 1,
                     grader: Box::new(Rated { turns, reference, prompts: Arc::clone(&prompts) }),
@@ -282,6 +283,8 @@ impl Suite for OpenEnded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::grading::Tools;
+    use crate::evaluate::journal::Journal;
     use crate::evaluate::judge::{Judge, JudgeError};
 
     /// Says the prepared opinions, one after the other, and keeps what it was asked.
@@ -316,12 +319,15 @@ mod tests {
     #[test]
     fn every_turn_is_rated_and_unrated_turns_are_left_out_of_the_mean() {
         let asked = Arc::default();
-        let says = Says(vec!["[[8]]", "I cannot say"], Arc::clone(&asked));
+        // Ratings go from 1 to 10: a 0 is none.
+        let says = Says(vec!["[[8]]", "[[0]]"], Arc::clone(&asked));
         let mut tools = Tools { judge: Some(Box::new(says)), ..Tools::default() };
         let turns = vec!["one".to_owned(), "two".to_owned()];
         let grader = Rated { turns, reference: None, prompts: prompts() };
         let answers = ["{question}".to_owned(), "b".to_owned()];
-        let verdict = grader.grade(&answers, &mut tools).unwrap();
+        let mut journal = Journal::in_memory();
+        let mut grading = Grading::new(&mut tools, &mut journal, "mt-bench", "1");
+        let verdict = grader.grade(&answers, &mut grading).unwrap();
         assert_eq!(verdict.scores["rating"], 8.0);
         assert_eq!((verdict.scores["rated_1"], verdict.scores["rated_2"]), (1.0, 0.0));
         assert!(!verdict.scores.contains_key("rating_2"));
@@ -332,7 +338,9 @@ mod tests {
     #[test]
     fn without_a_judge_the_answer_waits() {
         let grader = Rated { turns: vec!["one".to_owned()], reference: None, prompts: prompts() };
-        let verdict = grader.grade(&["a".to_owned()], &mut Tools::default()).unwrap();
+        let (mut tools, mut journal) = (Tools::default(), Journal::in_memory());
+        let mut grading = Grading::new(&mut tools, &mut journal, "mt-bench", "1");
+        let verdict = grader.grade(&["a".to_owned()], &mut grading).unwrap();
         assert!(verdict.not_run.is_some());
     }
 }
