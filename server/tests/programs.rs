@@ -9,9 +9,11 @@ use fleetune_server::evaluate::code::{Language, ProgramRunner, RunResult};
 use fleetune_server::evaluate::data::DataFolder;
 use fleetune_server::evaluate::grading::{Grading, Tools};
 use fleetune_server::evaluate::journal::Journal;
+use fleetune_server::evaluate::model::Identity;
 use fleetune_server::evaluate::sandbox::Sandbox;
 use fleetune_server::evaluate::suite::{Question, SuiteOptions};
 use fleetune_server::evaluate::suites;
+use fleetune_server::training::ComputePrecision;
 
 fn runner() -> ProgramRunner {
     ProgramRunner::new(Sandbox::open(env!("CARGO_BIN_EXE_fleetune")).unwrap()).unwrap()
@@ -82,6 +84,49 @@ fn a_program_that_ends_before_its_tests_has_not_passed() {
     assert!(matches!(runner.run(Language::Python, quiet).unwrap(), RunResult::Failed(_)));
     let loud = "import sys\nsys.stdout = None\nsys.stderr.write('x' * (1 << 20))";
     assert_eq!(runner.run(Language::Python, loud).unwrap(), RunResult::Passed);
+}
+
+#[test]
+fn how_programs_end_is_kept_once_the_reference_passes() {
+    let Ok(()) = runner().check(Language::Python) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.jsonl");
+    let identity = Identity {
+        model: "m".to_owned(),
+        model_sha256: "0".to_owned(),
+        adapter: None,
+        adapter_sha256: None,
+        precision: ComputePrecision::F32,
+    };
+    let suite = suites::named(&["humaneval".to_owned()]).unwrap().remove(0);
+    let options = SuiteOptions { limit: None, shots: 0, seed: 0, samples: 1, temperature: None };
+    let findings = || {
+        let lines = std::fs::read_to_string(&path).unwrap();
+        lines.lines().filter(|line| line.starts_with("{\"finding\"")).count()
+    };
+    // The wrong answer's verdict, where the reference solution is this.
+    let grade = |reference: &str| {
+        let row = serde_json::json!({
+            "task_id": "t", "prompt": "def f():\n", "entry_point": "f",
+            "canonical_solution": reference, "test": "def check(f):\n    assert f() == 1\n",
+        });
+        std::fs::create_dir_all(folder.path().join("humaneval")).unwrap();
+        std::fs::write(folder.path().join("humaneval/HumanEval.jsonl"), format!("{row}\n"))
+            .unwrap();
+        let items = suite.items(&DataFolder::new(folder.path()), &options).unwrap();
+        let Question::Writing(writing) = &items[0].question else { panic!("no writing") };
+        let mut tools = Tools { programs: Some(runner()), ..Tools::default() };
+        let mut journal = Journal::open(&path, &identity).unwrap();
+        let mut grading = Grading::new(&mut tools, &mut journal, "humaneval", "t");
+        writing.grader.grade(&["    return 2".to_owned()], &mut grading).unwrap()
+    };
+    // A machine on which not even the reference passes says nothing about the answer.
+    assert!(grade("    import no_such_library").not_run.is_some());
+    assert_eq!(findings(), 0);
+    assert_eq!(grade("    return 1").correct, Some(false));
+    assert_eq!(findings(), 2);
+    assert_eq!(grade("    return 1").correct, Some(false));
+    assert_eq!(findings(), 2, "nothing is run again");
 }
 
 /// Grades the answer that each row's own solution is. Rows come by suite and language.

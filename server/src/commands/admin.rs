@@ -13,7 +13,9 @@ use super::values::at_least_one;
 use super::{CommandError, CommandResult, Context};
 use crate::coordinator::RoundSummary;
 use crate::duration::Span;
-use crate::operator::{InviteTerms, Standing, date, invite, order, revoke, standings, summaries};
+use crate::operator::{
+    InviteTerms, Standing, SuiteScore, date, invite, order, revoke, standings, summaries,
+};
 use crate::store::{OrderKind, Status, Store, SummaryRow};
 
 /// What `fleetune admin` takes.
@@ -177,7 +179,13 @@ fn status(store: &Store, ctx: &Context) -> CommandResult {
             let loss = it.loss.map(|loss| format!("; training loss {loss:.4}"));
             let held_out = it.evaluation_loss.map(|loss| format!("; held-out loss {loss:.4}"));
             let (loss, held_out) = (loss.unwrap_or_default(), held_out.unwrap_or_default());
-            format!("{}: {state}{loss}{held_out}", it.name)
+            let suites = it.suites.iter().map(|score| {
+                let SuiteScore { round, suite, metric, value, .. } = score;
+                let error = score.standard_error.map(|error| format!(" ± {error:.4}"));
+                let error = error.unwrap_or_default();
+                format!("\n  {suite} after round {round}: {metric} {value:.4}{error}")
+            });
+            format!("{}: {state}{loss}{held_out}{}", it.name, suites.collect::<String>())
         };
         match all.len() {
             0 => "no federation has begun yet".into(),

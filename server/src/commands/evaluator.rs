@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use fleetune_core::adapter::Adapter;
 use fleetune_core::client::TrainingDevice;
@@ -23,8 +24,8 @@ use crate::simulate::references::References;
 /// Measures as a simulation of the same configuration does.
 pub struct HeldOut {
     config: RunConfig,
-    model: LoadedModel,
-    decoder: Decoder,
+    model: Arc<LoadedModel>,
+    decoder: Arc<Decoder>,
     memory: MemoryPlan,
     fleet: Fleet,
     /// Keeps what the reference model says of preference pairs.
@@ -39,8 +40,8 @@ impl HeldOut {
     /// When they cannot be read or do not fit the task.
     pub fn new(
         config: RunConfig,
-        model: LoadedModel,
-        decoder: Decoder,
+        model: Arc<LoadedModel>,
+        decoder: Arc<Decoder>,
         references: PathBuf,
         cancel: CancelToken,
     ) -> Result<Self, CommandError> {

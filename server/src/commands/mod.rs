@@ -18,6 +18,7 @@ pub mod export;
 pub mod generate;
 pub mod join;
 pub mod model;
+mod questions;
 mod rows;
 pub mod serve;
 pub mod simulate;

@@ -1,6 +1,6 @@
 //! `fleetune serve`: federations over QUIC.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,9 +13,10 @@ use serde_json::json;
 
 use super::engine::{check_context, find_model};
 use super::evaluator::HeldOut;
+use super::questions::suite_questions;
 use super::{CommandError, CommandResult, Context};
 use crate::coordinator::config::{FederationConfig, PageAddress, ServeConfig};
-use crate::coordinator::{BaseModel, Coordinator, Evaluate, FederationError, Offered, random};
+use crate::coordinator::{BaseModel, Coordinator, FederationError, Measures, Offered, random};
 use crate::identity::{Authority, kept_secret};
 use crate::interrupt::Interrupt;
 use crate::operator::{identity_folder, leave_addresses, leave_authority};
@@ -65,9 +66,9 @@ pub fn run(args: ServeArgs, ctx: &Context) -> CommandResult {
     let _lock = store.lock().map_err(CommandError::usage)?;
     let mut coordinator = Coordinator::new(store, authority, config.limits)?;
     for federation in &config.federations {
-        let (model, evaluator) = base_model(federation, &config.state, ctx, &interrupt)?;
+        let (model, measures) = base_model(federation, &config.state, ctx, &interrupt)?;
         coordinator
-            .serve(federation.clone(), model, evaluator)
+            .serve(federation.clone(), model, measures)
             .map_err(|error| explain(&federation.name, error))?;
     }
     let coordinator = Arc::new(coordinator);
@@ -163,13 +164,13 @@ fn open_state(config: &ServeConfig) -> Result<(Store, Authority), CommandError> 
     Ok((store, authority))
 }
 
-/// The base model of a federation, and who measures on it.
+/// The base model of a federation, and how adapters are measured on it.
 fn base_model(
     federation: &FederationConfig,
     state: &Path,
     ctx: &Context,
     interrupt: &Interrupt,
-) -> Result<(BaseModel, Option<Box<dyn Evaluate>>), CommandError> {
+) -> Result<(BaseModel, Measures), CommandError> {
     let training = &federation.training;
     let path = find_model(&training.model, interrupt)?;
     let model = LoadedModel::open(&path)?;
@@ -196,16 +197,23 @@ fn base_model(
     };
     let offer = ModelOffer { name: training.model.clone(), blob, offered: file.is_some() };
     let base = BaseModel { offer, config: model.config.clone(), file };
-    if !federation.evaluate {
-        return Ok((base, None));
+    if !federation.evaluate && federation.evaluation.is_empty() {
+        return Ok((base, Measures::default()));
     }
     let device = ctx.open_device()?;
     let precision = training.precision.into();
     let decoder = Decoder::new(model.config.clone(), &model.weights, &device, precision)?;
+    let (model, decoder) = (Arc::new(model), Arc::new(decoder));
+    // What devices hold is not known here: no question is left out.
+    let seen = || Ok(HashSet::new());
+    let suites = suite_questions(training, &federation.evaluation, (&model, &decoder), seen, ctx)?;
+    if !federation.evaluate {
+        return Ok((base, Measures { held_out: None, suites }));
+    }
     let references = state.join("reference").join(&federation.name);
     let cancel = interrupt.cancel_token();
     let evaluator = HeldOut::new(training.clone(), model, decoder, references, cancel)?;
-    Ok((base, Some(Box::new(evaluator))))
+    Ok((base, Measures { held_out: Some(Box::new(evaluator)), suites }))
 }
 
 /// A model that is not handed out, by the hash that devices know it by.

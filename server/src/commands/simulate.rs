@@ -3,7 +3,6 @@
 mod memory;
 pub mod worker;
 
-use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,20 +19,16 @@ use serde_json::json;
 
 pub(super) use self::memory::plan_memory;
 use super::engine::{check_context, find_model as find, load_adapter};
-use super::eval::tools::{self, JUDGE_ATTEMPTS, JudgeChoice};
+use super::questions::suite_questions;
 use super::{CommandError, CommandResult, Context};
 use crate::aggregate::{Algorithm, Combine, Robust, Variant, Weighting};
-use crate::evaluate::data::DataFolder;
-use crate::evaluate::grading::Tools;
 use crate::evaluate::result::shown;
-use crate::evaluate::run::Plan;
-use crate::evaluate::suites;
 use crate::hub::{Cache, HubError};
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit, note};
 use crate::simulate::SimulateError;
 use crate::simulate::config::ranks::RankClass;
-use crate::simulate::config::{EvaluationConfig, Origin, RunConfig};
+use crate::simulate::config::{Origin, RunConfig};
 use crate::simulate::environment::Environment;
 use crate::simulate::fleet::{Fleet, FleetError};
 use crate::simulate::observer::{Event, Observer};
@@ -41,7 +36,6 @@ use crate::simulate::references::References;
 use crate::simulate::run::{Finished, RunFolder, config_of, holds_run, run as run_simulation};
 use crate::simulate::schedule::{LearningRateSchedule, Sampling};
 use crate::simulate::stand_in;
-use crate::simulate::suites::SuiteQuestions;
 use crate::training::{ComputePrecision, LossName, Task};
 
 /// What `fleetune simulate` takes.
@@ -303,7 +297,8 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     let decoder =
         Decoder::new(model.config.clone(), &model.weights, &device, config.precision.into())?;
     let decoder = Arc::new(decoder);
-    let suites = suite_questions(&config, (&model, &decoder), &fleet, &interrupt, ctx)?;
+    let seen = || Ok(fleet.training_texts()?);
+    let suites = suite_questions(&config, &config.evaluation, (&model, &decoder), seen, ctx)?;
     let memory = memory::plan_shared_memory(&model, &device, &config, &fleet, &encoder)?;
     let workers = starting.into_iter().map(|worker| worker.ready(memory));
     let workers = workers.collect::<Result<Vec<_>, _>>()?;
@@ -401,50 +396,8 @@ fn find_model(
     Ok((path, Some(notice.into())))
 }
 
-/// What the configuration asks the shared adapter besides the held-out rows.
-fn suite_questions(
-    config: &RunConfig,
-    (model, decoder): (&Arc<LoadedModel>, &Arc<Decoder>),
-    fleet: &Fleet,
-    interrupt: &Interrupt,
-    ctx: &Context,
-) -> Result<Option<SuiteQuestions>, CommandError> {
-    let EvaluationConfig { suites, limit, judge_model, judge_url } = &config.evaluation;
-    if suites.is_empty() {
-        return Ok(None);
-    }
-    let suites = suites::named(suites).map_err(CommandError::usage)?;
-    let judge = JudgeChoice {
-        model: judge_model.as_deref(),
-        url: judge_url.as_deref(),
-        attempts: JUDGE_ATTEMPTS,
-        precision: config.precision,
-    };
-    let programs = tools::programs(&suites, false)?;
-    let tools = Tools { programs, judge: tools::judge(&judge, ctx)? };
-    Ok(Some(SuiteQuestions {
-        model: Arc::clone(model),
-        decoder: Arc::clone(decoder),
-        name: config.model.clone(),
-        plan: Plan {
-            suites,
-            data: DataFolder::new(data_dir(config)?),
-            limit: (*limit > 0).then_some(*limit),
-            shots: None,
-            seed: config.seed,
-            wrapping: None,
-            scoring: None,
-            samples: 1,
-            temperature: None,
-            seen: fleet.training_texts()?,
-        },
-        tools: RefCell::new(tools),
-        cancel: interrupt.cancel_token(),
-    }))
-}
-
 /// The folder of data sets.
-fn data_dir(config: &RunConfig) -> Result<PathBuf, CommandError> {
+pub(super) fn data_dir(config: &RunConfig) -> Result<PathBuf, CommandError> {
     match &config.data_dir {
         Some(folder) => Ok(folder.clone()),
         None => Ok(Cache::of_user()?.data()),

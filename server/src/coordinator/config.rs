@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::aggregate::{Algorithm, Combine};
 use crate::duration::Span;
 use crate::round::{Mode, Rules};
-use crate::simulate::config::{ConfigError, Origin, RunConfig, read_toml};
+use crate::simulate::config::{ConfigError, EvaluationConfig, Origin, RunConfig, read_toml};
 
 /// A server's configuration.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -103,6 +103,9 @@ pub struct FederationConfig {
     /// `training` names, as often as `training.eval_every` says.
     #[serde(default)]
     pub evaluate: bool,
+    /// Suites of questions for the shared adapter, as often as `training.eval_every` says.
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
     /// What devices train, in the words of `fleetune simulate`.
     #[serde(default)]
     pub training: RunConfig,
@@ -237,6 +240,13 @@ impl FederationConfig {
         if !self.training.compare.is_empty() {
             return wrong("compare", "a server runs one algorithm: set `algorithm`".into());
         }
+        if !self.training.evaluation.is_empty() {
+            let problem = "a server's suites stand in [federation.evaluation], beside training";
+            return wrong("suites", problem.into());
+        }
+        if let Some((key, problem)) = self.evaluation.problem() {
+            return wrong(key, problem);
+        }
         match (self.training.algorithm, self.rounds.mode) {
             (Algorithm::Local { .. }, _) => {
                 return wrong(
@@ -337,6 +347,19 @@ mod tests {
             (
                 "[[federation]]\nname = \"a\"\n[federation.rounds]\ndeadline = \"soon\"",
                 "is no length of time",
+            ),
+            (
+                "[[federation]]\nname = \"a\"\n[federation.evaluation]\nsuites = [\"glue\"]",
+                "line 4: suites: there is no suite \"glue\"",
+            ),
+            (
+                "[[federation]]\nname = \"a\"\n[federation.evaluation]\nsuites = [\"fpb\"]\n\
+                 judge_url = \"http://localhost\"",
+                "line 5: judge_url: the endpoint needs a judge_model",
+            ),
+            (
+                "[[federation]]\nname = \"a\"\n[federation.training.evaluation]\nsuites = [\"fpb\"]",
+                "line 4: suites: a server's suites stand in [federation.evaluation]",
             ),
             (
                 "[[federation]]\nname = \"a\"\n[federation.rounds]\nminimum = 9",

@@ -19,8 +19,12 @@ const TICK: Duration = Duration::from_millis(200);
 /// How long a driver waits after a failure, before it tries again.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
+/// What a federation's thread does until the interrupt is set.
+type Work = fn(&Coordinator, &Federation, &Interrupt);
+
 impl Coordinator {
-    /// Starts a driver for each federation. They end when `interrupt` is set.
+    /// Starts a driver for each federation, and a thread for its suites of questions where it has
+    /// any. They end when `interrupt` is set.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -28,15 +32,22 @@ impl Coordinator {
         self: &Arc<Self>,
         interrupt: &Interrupt,
     ) -> Result<Vec<JoinHandle<()>>, FederationError> {
-        let start = |federation: &Arc<Federation>| {
+        let start = |task: &str, federation: &Arc<Federation>, work: Work| {
             let (coordinator, federation) = (Arc::clone(self), Arc::clone(federation));
             let interrupt = interrupt.clone();
             thread::Builder::new()
-                .name(format!("rounds of {}", federation.name()))
-                .spawn(move || coordinator.drive_one(&federation, &interrupt))
+                .name(format!("{task} of {}", federation.name()))
+                .spawn(move || work(&coordinator, &federation, &interrupt))
                 .map_err(|error| FederationError::System(error.to_string()))
         };
-        self.federations().map(start).collect()
+        let mut threads = Vec::new();
+        for federation in self.federations() {
+            threads.push(start("rounds", federation, Self::drive_one)?);
+            if federation.questions().is_some() {
+                threads.push(start("suites", federation, Self::ask_suites)?);
+            }
+        }
+        Ok(threads)
     }
 
     fn drive_one(&self, federation: &Federation, interrupt: &Interrupt) {

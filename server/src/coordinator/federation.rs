@@ -14,7 +14,7 @@ use super::close::RoundSummary;
 use super::config::FederationConfig;
 use super::eligibility::obstacle;
 use super::error::{FederationError, RequestError};
-use super::evaluate::{Evaluate, has_stalled};
+use super::evaluate::{Evaluate, Measures, has_stalled};
 use super::offers::{Offered, Offers};
 use super::start::{Class, ClassVersions, Start, store_round};
 use crate::aggregate::{Aggregator, AggregatorConfig, Algorithm, Combination};
@@ -22,6 +22,7 @@ use crate::round::{Mode, Phase, RoundState, Standing, Step};
 use crate::seed::{Choice, derived};
 use crate::simulate::config::RunConfig;
 use crate::simulate::journal::EvaluationRecord;
+use crate::simulate::suites::SuiteQuestions;
 use crate::store::{FederationRow, MemberRow, Outcome, RoundRow, Status, Store, StoreError};
 
 const DAY: u64 = 86_400_000;
@@ -47,6 +48,7 @@ pub struct Federation {
     pub aggregator: Aggregator,
     model: BaseModel,
     evaluator: Option<Mutex<Box<dyn Evaluate>>>,
+    questions: Option<Mutex<SuiteQuestions>>,
     current: Mutex<Current>,
     wake: Condvar,
 }
@@ -86,7 +88,7 @@ impl Federation {
     pub fn open(
         config: FederationConfig,
         model: BaseModel,
-        evaluator: Option<Box<dyn Evaluate>>,
+        measures: Measures,
         store: &Store,
         offers: &Offers,
         now: u64,
@@ -131,7 +133,8 @@ impl Federation {
             lora,
             aggregator,
             model,
-            evaluator: evaluator.map(Mutex::new),
+            evaluator: measures.held_out.map(Mutex::new),
+            questions: measures.suites.map(Mutex::new),
             current: Mutex::new(current),
             wake: Condvar::new(),
         };
@@ -156,7 +159,12 @@ impl Federation {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who measures the shared adapter.
+    /// Suites of questions for the shared adapter.
+    pub(super) fn questions(&self) -> Option<&Mutex<SuiteQuestions>> {
+        self.questions.as_ref()
+    }
+
+    /// Who measures the shared adapter on held-out rows.
     pub fn evaluator(&self) -> Option<&Mutex<Box<dyn Evaluate>>> {
         self.evaluator.as_ref()
     }

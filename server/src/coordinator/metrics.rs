@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::RoundSummary;
+use crate::evaluate::suite::Metric;
 use crate::store::Outcome;
 
 /// Counters of a running server. They start at zero with it; what lasts is in the store.
@@ -31,6 +32,8 @@ struct OfFederation {
     rounds: u64,
     loss: Option<f64>,
     evaluation_loss: Option<f64>,
+    /// By suite and metric.
+    suites: BTreeMap<(String, String), f64>,
     aggregation_seconds: f64,
 }
 
@@ -81,6 +84,19 @@ impl Metrics {
 
     pub(super) fn evaluated(&self, federation: &str, loss: f64) {
         self.with(federation, |it| it.evaluation_loss = Some(loss));
+    }
+
+    pub(super) fn asked<'a>(
+        &self,
+        federation: &str,
+        suite: &str,
+        metrics: impl Iterator<Item = &'a Metric>,
+    ) {
+        self.with(federation, |it| {
+            for metric in metrics {
+                it.suites.insert((suite.to_owned(), metric.name.clone()), metric.value);
+            }
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, OfFederation>> {
@@ -138,6 +154,14 @@ impl Metrics {
                 }
             }
         }
+        page.head("suite_score", "gauge", "Numbers of suites of questions, newest adapter asked.");
+        for (federation, it) in &*federations {
+            for ((suite, metric), value) in &it.suites {
+                let labels =
+                    format!("federation=\"{federation}\",suite=\"{suite}\",metric=\"{metric}\"");
+                page.line("suite_score", &labels, *value);
+            }
+        }
         page.text
     }
 }
@@ -170,11 +194,20 @@ mod tests {
         metrics.settled("notes", &Outcome::Accepted);
         metrics.settled("notes", &Outcome::Accepted);
         metrics.evaluated("notes", 1.5);
+        let accuracy = Metric {
+            name: "accuracy".to_owned(),
+            group: None,
+            value: 0.5,
+            standard_error: None,
+            rows: 2,
+        };
+        metrics.asked("notes", "fpb", [&accuracy].into_iter());
         let page = metrics.render();
         for line in [
             "fleetune_received_bytes_total 12",
             "fleetune_updates_total{federation=\"notes\",outcome=\"accepted\"} 2",
             "fleetune_evaluation_loss{federation=\"notes\"} 1.5",
+            "fleetune_suite_score{federation=\"notes\",suite=\"fpb\",metric=\"accuracy\"} 0.5",
             "# TYPE fleetune_connections gauge",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");

@@ -2,7 +2,8 @@
 //!
 //! A [`Coordinator`] answers what devices ask, one function a request, without a socket in sight; the
 //! transport calls it from as many threads as it likes. Each federation has a driver, a thread that
-//! keeps its deadlines, closes its rounds and carries out the operator's orders.
+//! keeps its deadlines, closes its rounds and carries out the operator's orders; one with suites of
+//! questions has a second thread that asks them.
 
 mod clock;
 mod close;
@@ -25,7 +26,7 @@ use fleetune_core::protocol::{Assignment, CheckIn, DeviceId, EnrolRequest, Enrol
 pub use clock::Clock;
 pub use close::RoundSummary;
 pub use error::{FederationError, RequestError};
-pub use evaluate::Evaluate;
+pub use evaluate::{Evaluate, Measures};
 pub use federation::{BaseModel, Federation, random};
 pub use metrics::Metrics;
 pub use offers::{Content, Offered, Offers};
@@ -74,10 +75,10 @@ impl Coordinator {
         &mut self,
         config: FederationConfig,
         model: BaseModel,
-        evaluator: Option<Box<dyn Evaluate>>,
+        measures: Measures,
     ) -> Result<(), FederationError> {
         let (store, offers, now) = (&self.store, &self.offers, self.clock.now());
-        let federation = Federation::open(config, model, evaluator, store, offers, now)?;
+        let federation = Federation::open(config, model, measures, store, offers, now)?;
         self.federations.insert(federation.name().to_owned(), Arc::new(federation));
         Ok(())
     }

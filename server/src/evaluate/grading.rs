@@ -37,6 +37,8 @@ pub struct Grading<'a> {
     journal: &'a mut Journal,
     suite: &'a str,
     id: &'a str,
+    /// How programs ended that were run now, until it is known that this machine runs them.
+    programs: Vec<(Key, Finding)>,
     /// Time that tools took, in this run or in an earlier one.
     seconds: f64,
 }
@@ -49,7 +51,7 @@ impl<'a> Grading<'a> {
         suite: &'a str,
         id: &'a str,
     ) -> Self {
-        Self { tools, journal, suite, id, seconds: 0.0 }
+        Self { tools, journal, suite, id, programs: Vec::new(), seconds: 0.0 }
     }
 
     /// Time that tools took so far, in this run or in an earlier one.
@@ -71,14 +73,16 @@ impl<'a> Grading<'a> {
         }
         let start = Instant::now();
         let said = judge.ask(system, message)?;
-        self.keep(key, tool, said.clone(), start)?;
+        let finding = self.found(tool, said.clone(), start);
+        self.journal.add_finding(key, finding)?;
         Ok(Some(said))
     }
 
-    /// How a program ends; `None` where programs are not run.
+    /// How a program ends; `None` where programs are not run. The journal knows of it after
+    /// [`Grading::keep_programs`].
     ///
     /// # Errors
-    /// When the sandbox or the journal fails.
+    /// When the sandbox fails.
     pub fn program(
         &mut self,
         language: Language,
@@ -93,25 +97,29 @@ impl<'a> Grading<'a> {
         }
         let start = Instant::now();
         let result = programs.run(language, source)?;
-        // What is not installed may be so tomorrow.
-        if !matches!(result, RunResult::NotInstalled(_))
-            && let Ok(said) = serde_json::to_string(&result)
-        {
-            self.keep(key, language.name().to_owned(), said, start)?;
+        if let Ok(said) = serde_json::to_string(&result) {
+            let finding = self.found(language.name().to_owned(), said, start);
+            self.programs.push((key, finding));
         }
         Ok(Some(result))
     }
 
-    fn keep(
-        &mut self,
-        key: Key,
-        tool: String,
-        said: String,
-        start: Instant,
-    ) -> Result<(), GradeError> {
+    /// Keeps how programs ended, once one of them shows that this machine runs such programs. What
+    /// fails for want of a compiler or a library may do better when that is there.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn keep_programs(&mut self) -> Result<(), GradeError> {
+        for (key, finding) in self.programs.drain(..) {
+            self.journal.add_finding(key, finding)?;
+        }
+        Ok(())
+    }
+
+    fn found(&mut self, tool: String, said: String, start: Instant) -> Finding {
         let seconds = start.elapsed().as_secs_f64();
         self.seconds += seconds;
-        Ok(self.journal.add_finding(key, Finding { tool, said, seconds })?)
+        Finding { tool, said, seconds }
     }
 }
 

@@ -77,6 +77,18 @@ pub enum RunError {
     Stopped,
 }
 
+/// Reads the data of all suites of a plan, so that what is missing or wrong is known before anything
+/// is asked.
+///
+/// # Errors
+/// When data are missing or wrong.
+pub fn check(plan: &Plan) -> Result<(), SuiteError> {
+    plan.suites.iter().try_for_each(|suite| {
+        let run = SuiteRun::new(plan, suite.as_ref());
+        run.suite.items(&plan.data, &run.options).map(|_| ())
+    })
+}
+
 /// Runs a plan.
 ///
 /// # Errors

@@ -11,4 +11,6 @@ mod standing;
 pub use error::OperatorError;
 pub use invite::{InviteTerms, identity_folder, invite, leave_addresses, leave_authority};
 pub use orders::{order, revoke};
-pub use standing::{Standing, date, evaluations, standing, standings, summaries};
+pub use standing::{
+    Standing, SuiteScore, date, evaluations, standing, standings, suites, summaries,
+};

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::OperatorError;
 use super::orders::known;
 use crate::coordinator::RoundSummary;
-use crate::simulate::journal::EvaluationRecord;
+use crate::simulate::journal::{EvaluationRecord, SuiteRecord};
 use crate::store::{FederationRow, Outcome, Status, Store, StoreError, SummaryRow};
 
 /// Where a federation stands.
@@ -27,6 +27,25 @@ pub struct Standing {
     pub loss: Option<f64>,
     /// Held-out loss of the last evaluation, nats.
     pub evaluation_loss: Option<f64>,
+    /// What suites of questions found when they were asked last.
+    pub suites: Vec<SuiteScore>,
+}
+
+/// A number of a suite of questions.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SuiteScore {
+    /// The round whose adapter was asked.
+    pub round: u32,
+    /// The suite.
+    pub suite: String,
+    /// What the number is; a suite's main number comes first.
+    pub metric: String,
+    /// The number.
+    pub value: f64,
+    /// Its standard error.
+    pub standard_error: Option<f64>,
+    /// Questions it is made of.
+    pub rows: usize,
 }
 
 /// Where all federations stand, by name.
@@ -45,7 +64,10 @@ pub fn standing(store: &Store, row: FederationRow) -> Result<Standing, StoreErro
     let members = store.members_since(&row.name, row.epoch, row.round)?;
     let last = store.summaries(&row.name, row.epoch)?.pop();
     let found = evaluations(store, &row)?.pop();
+    let asked = suites(store, &row)?;
+    let last_asked = asked.last().map(|score| score.round);
     Ok(Standing {
+        suites: asked.into_iter().filter(|score| Some(score.round) == last_asked).collect(),
         training: members.iter().filter(|m| m.outcome == Outcome::Training).count(),
         updates: store.counting(&row.name, row.epoch, row.round)?.len(),
         loss: last.as_ref().and_then(|last| summary(last).loss),
@@ -89,6 +111,29 @@ pub fn evaluations(
 ) -> Result<Vec<EvaluationRecord>, StoreError> {
     let rows = store.evaluations(&federation.name, federation.epoch)?;
     Ok(rows.iter().filter_map(|row| serde_json::from_str(&row.found).ok()).collect())
+}
+
+/// Numbers of all of a suite's questions, by round, oldest first. What this build cannot read is left
+/// out.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn suites(store: &Store, federation: &FederationRow) -> Result<Vec<SuiteScore>, StoreError> {
+    let rows = store.suites(&federation.name, federation.epoch)?;
+    let records = rows.iter().filter_map(|row| serde_json::from_str(&row.found).ok());
+    let records = records.flat_map(|records: Vec<SuiteRecord>| records);
+    let scores = records.flat_map(|SuiteRecord { round, result }| {
+        let overall: Vec<_> = result.overall().cloned().collect();
+        overall.into_iter().map(move |metric| SuiteScore {
+            round,
+            suite: result.suite.clone(),
+            metric: metric.name,
+            value: metric.value,
+            standard_error: metric.standard_error.map(|error| error.value()),
+            rows: metric.rows,
+        })
+    });
+    Ok(scores.collect())
 }
 
 /// A moment, in milliseconds since 1970, as `2026-01-31T12:00:00Z`.

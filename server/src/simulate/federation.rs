@@ -26,6 +26,7 @@ use super::journal::{ClientRecord, EvaluationRecord, Journal, Record, RoundRecor
 use super::observer::{Event, Observer, tell};
 use super::schedule::clients_of_round;
 use super::server::Server;
+use super::suites;
 use crate::aggregate::Algorithm;
 use crate::report::text::plural;
 use crate::seed::{Choice, derived};
@@ -437,7 +438,10 @@ impl<'a> Federation<'a> {
     ) -> Result<Found, SimulateError> {
         let evaluation = measure(self.environment, &self.adapter, round, answers, observer)?;
         let suites = match self.environment.suites {
-            Some(suites) => suites.ask(&self.adapter, round, &self.folder, observer)?,
+            Some(suites) => {
+                let folder = self.folder.join(suites::FOLDER);
+                suites.ask(&self.adapter, round, &folder, observer)?
+            }
             None => Vec::new(),
         };
         Ok(Found { evaluation, suites })

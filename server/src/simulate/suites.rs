@@ -23,8 +23,8 @@ use crate::evaluate::model::{Identity, LanguageModel};
 use crate::evaluate::result::page;
 use crate::evaluate::run::{Plan, RunError, Watcher, run};
 
-/// The folder, within a run's, of journals and pages.
-const FOLDER: &str = "evaluation";
+/// The folder, within a run's or a server's, of journals and pages.
+pub const FOLDER: &str = "evaluation";
 
 /// What the shared adapter is asked, and what that takes.
 pub struct SuiteQuestions {
@@ -43,7 +43,8 @@ pub struct SuiteQuestions {
 }
 
 impl SuiteQuestions {
-    /// Asks the model with `adapter`, as it is after `round` rounds of the run in `folder`.
+    /// Asks the model with `adapter`, as it is after `round` rounds. Journal and page go to `folder`,
+    /// which is made.
     ///
     /// # Errors
     /// When data, engine, judge or journal fail, or the observer asks to stop.
@@ -54,8 +55,7 @@ impl SuiteQuestions {
         folder: &Path,
         observer: &mut dyn Observer,
     ) -> Result<Vec<SuiteRecord>, SimulateError> {
-        let folder = folder.join(FOLDER);
-        fs::create_dir_all(&folder).map_err(SimulateError::io(&folder))?;
+        fs::create_dir_all(folder).map_err(SimulateError::io(folder))?;
         let path = |ending| folder.join(format!("round-{round:04}.{ending}"));
         let applied = Applied::from_memory(&format!("round {round}"), adapter);
         let (model, decoder) = (Arc::clone(&self.model), Arc::clone(&self.decoder));

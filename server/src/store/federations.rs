@@ -55,7 +55,7 @@ pub struct FederationRow {
     pub deadline: Option<u64>,
 }
 
-/// What the evaluation after a round found.
+/// What an evaluation found after a round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EvaluationRow {
     /// The round.
@@ -232,6 +232,7 @@ impl Store {
                 ("rounds", "adapter, adapter_size, control, control_size, state, versions"),
                 ("summaries", "summary, closed_at"),
                 ("evaluations", "found"),
+                ("suites", "found"),
             ] {
                 db.execute(
                     &format!(
@@ -262,7 +263,7 @@ impl Store {
         })
     }
 
-    /// Keeps what the evaluation after a round found.
+    /// Keeps what the evaluation after a round found on held-out rows.
     ///
     /// # Errors
     /// When the database cannot be written.
@@ -272,26 +273,63 @@ impl Store {
         epoch: u32,
         evaluation: &EvaluationRow,
     ) -> Result<(), StoreError> {
+        self.set_found("evaluations", name, epoch, evaluation)
+    }
+
+    /// What evaluations of an epoch found on held-out rows, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn evaluations(&self, name: &str, epoch: u32) -> Result<Vec<EvaluationRow>, StoreError> {
+        self.found("evaluations", name, epoch)
+    }
+
+    /// Keeps what suites of questions found after a round.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_suites(
+        &self,
+        name: &str,
+        epoch: u32,
+        suites: &EvaluationRow,
+    ) -> Result<(), StoreError> {
+        self.set_found("suites", name, epoch, suites)
+    }
+
+    /// What suites of questions found in an epoch, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn suites(&self, name: &str, epoch: u32) -> Result<Vec<EvaluationRow>, StoreError> {
+        self.found("suites", name, epoch)
+    }
+
+    fn set_found(
+        &self,
+        table: &str,
+        name: &str,
+        epoch: u32,
+        row: &EvaluationRow,
+    ) -> Result<(), StoreError> {
         self.write(|db| {
             db.execute(
-                "INSERT OR REPLACE INTO evaluations (federation, epoch, round, found)
-                 VALUES (?1, ?2, ?3, ?4)",
-                params![name, epoch, evaluation.round, evaluation.found],
+                &format!(
+                    "INSERT OR REPLACE INTO {table} (federation, epoch, round, found)
+                     VALUES (?1, ?2, ?3, ?4)"
+                ),
+                params![name, epoch, row.round, row.found],
             )?;
             Ok(())
         })
     }
 
-    /// What evaluations of an epoch found, oldest first.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn evaluations(&self, name: &str, epoch: u32) -> Result<Vec<EvaluationRow>, StoreError> {
+    fn found(&self, table: &str, name: &str, epoch: u32) -> Result<Vec<EvaluationRow>, StoreError> {
         self.read(|db| {
-            let mut query = db.prepare(
-                "SELECT round, found FROM evaluations
-                 WHERE federation = ?1 AND epoch = ?2 ORDER BY round",
-            )?;
+            let mut query = db.prepare(&format!(
+                "SELECT round, found FROM {table}
+                 WHERE federation = ?1 AND epoch = ?2 ORDER BY round"
+            ))?;
             let rows = query.query_map(params![name, epoch], |row| {
                 Ok(EvaluationRow { round: row.get(0)?, found: row.get(1)? })
             })?;

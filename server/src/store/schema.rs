@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// The version of the tables, in SQLite's `user_version`.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 const SUMMARIES: &str = "
 CREATE TABLE summaries (
@@ -30,6 +30,17 @@ ALTER TABLE rounds DROP COLUMN closed_at;
 
 /// From version 2, whose devices all held the shared adapter itself.
 const FROM_2: &str = "ALTER TABLE rounds ADD COLUMN versions BLOB;";
+
+/// New in version 4, whose servers ask suites of questions.
+const SUITES: &str = "
+CREATE TABLE suites (
+    federation TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    found TEXT NOT NULL,
+    PRIMARY KEY (federation, epoch, round)
+) STRICT, WITHOUT ROWID;
+";
 
 const TABLES: &str = "
 CREATE TABLE notes (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -141,9 +152,10 @@ pub fn prepare(
         let transaction =
             connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         match transaction.query_row("PRAGMA user_version", [], |row| row.get(0))? {
-            0 => transaction.execute_batch(&[TABLES, SUMMARIES].concat())?,
-            1 => transaction.execute_batch(&[SUMMARIES, FROM_1, FROM_2].concat())?,
-            2 => transaction.execute_batch(FROM_2)?,
+            0 => transaction.execute_batch(&[TABLES, SUMMARIES, SUITES].concat())?,
+            1 => transaction.execute_batch(&[SUMMARIES, FROM_1, FROM_2, SUITES].concat())?,
+            2 => transaction.execute_batch(&[FROM_2, SUITES].concat())?,
+            3 => transaction.execute_batch(SUITES)?,
             VERSION => return Ok(Ok(())),
             found => {
                 return Ok(Err(StoreError::Version {

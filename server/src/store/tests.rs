@@ -127,6 +127,7 @@ fn closing_a_round_drops_the_silent_and_a_rollback_forgets_later_rounds() {
         store.close_round("a", 0, &closed, &summary(round), round + 1, None).unwrap();
         let row = EvaluationRow { round, found: round.to_string() };
         store.set_evaluation("a", 0, &row).unwrap();
+        store.set_suites("a", 0, &row).unwrap();
         assert_eq!(store.member(attempt).unwrap().unwrap().outcome, Outcome::Dropped);
     }
     let dropped = Outcome::Dropped;
@@ -140,6 +141,7 @@ fn closing_a_round_drops_the_silent_and_a_rollback_forgets_later_rounds() {
     assert_eq!(store.summaries("a", 1).unwrap(), [summary(0), summary(1)]);
     assert_eq!(outcomes(), counts[..1]);
     assert_eq!(store.evaluations("a", 1).unwrap().len(), 1);
+    assert_eq!(store.suites("a", 1).unwrap().len(), 1);
 }
 
 #[test]

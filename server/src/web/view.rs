@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
 use crate::coordinator::{Coordinator, Federation, RoundSummary};
-use crate::operator::{Standing, date, evaluations, standing, summaries};
+use crate::operator::{Standing, SuiteScore, date, evaluations, standing, suites, summaries};
 use crate::report::chart::{BarChart, LineChart, Series};
 use crate::report::parts::{self, Card, Tile, cell, table};
 use crate::report::text::{self, Escaped};
@@ -33,6 +33,7 @@ struct Seen {
     summaries: Vec<(SummaryRow, RoundSummary)>,
     outcomes: Vec<OutcomeCount>,
     evaluations: Vec<EvaluationRecord>,
+    suites: Vec<SuiteScore>,
     failures: Vec<Ended>,
 }
 
@@ -68,6 +69,7 @@ fn look(
         summaries: summaries(store, &row.name)?,
         outcomes: store.outcomes(&row)?,
         evaluations: evaluations(store, &row)?,
+        suites: suites(store, &row)?,
         failures: store.failures(&row.name, MAX_FAILURES)?,
         standing: standing(store, row)?,
     })
@@ -115,6 +117,7 @@ fn render_federation(html: &mut String, seen: &Seen) {
     live(html, seen);
     html.push_str("</div>");
     parts::cards(html, [losses(seen), accuracy(seen), updates(seen), traffic(seen)]);
+    parts::card(html, "Suites of questions", None, scores(seen));
     parts::card(html, "At work now", None, members(seen));
     parts::card(html, "Latest failures", None, failures(seen));
     parts::card(html, "Rounds", None, rounds(seen));
@@ -172,6 +175,27 @@ fn accuracy(seen: &Seen) -> Card {
         format: text::percent,
     };
     Some(("Accuracy on held-out rows", chart.render()?))
+}
+
+/// Numbers of suites, newest round first.
+fn scores(seen: &Seen) -> Option<String> {
+    let mut newest: Vec<&SuiteScore> = seen.suites.iter().collect();
+    // Stable: within a round, suites and numbers keep their order.
+    newest.sort_by_key(|score| std::cmp::Reverse(score.round));
+    let rows = newest.iter().take(MAX_ROWS).map(|score| {
+        let error = score.standard_error.map_or("–".into(), |error| format!("{error:.4}"));
+        let cells = vec![
+            cell(score.round),
+            cell(&score.suite),
+            cell(&score.metric),
+            cell(format!("{:.4}", score.value)),
+            cell(error),
+            cell(score.rows),
+        ];
+        ("", cells)
+    });
+    let headings = ["round", "suite", "metric", "value", "standard error", "questions"];
+    (!newest.is_empty()).then(|| table(&headings, rows))
 }
 
 /// The ways in which a part in a round can end, as the chart stacks them.

@@ -68,6 +68,7 @@ pub fn passed(
         let reason = format!("{}: the reference solution fails here", language.name());
         return Ok(Verdict::not_run(reason).shown("", how));
     }
+    grading.keep_programs()?;
     let mut verdict = Verdict { correct: Some(passed > 0), ..Verdict::default() };
     verdict.scores.insert("samples".to_owned(), f64::from(samples));
     verdict.scores.insert("passed".to_owned(), f64::from(passed));

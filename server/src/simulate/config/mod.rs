@@ -192,8 +192,21 @@ impl Default for EvaluationConfig {
 }
 
 impl EvaluationConfig {
-    fn is_empty(&self) -> bool {
+    /// Whether nothing is asked.
+    pub fn is_empty(&self) -> bool {
         self.suites.is_empty()
+    }
+
+    /// The first wrong value: its key, and what is wrong.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
+        if let Err(error) = suites::named(&self.suites) {
+            return Some(("eval", error.to_string()));
+        }
+        if self.judge_url.is_some() && self.judge_model.is_none() {
+            let problem = "the endpoint needs a judge_model (--judge-model)";
+            return Some(("judge_url", problem.into()));
+        }
+        None
     }
 }
 
@@ -458,12 +471,8 @@ impl RunConfig {
         if let Err(error) = self.hyperparameters().check() {
             return Some((error.name, error.to_string()));
         }
-        if let Err(error) = suites::named(&self.evaluation.suites) {
-            return Some(("eval", error.to_string()));
-        }
-        if self.evaluation.judge_url.is_some() && self.evaluation.judge_model.is_none() {
-            let problem = "the endpoint needs a judge_model (--judge-model)";
-            return Some(("judge_url", problem.into()));
+        if let Some(problem) = self.evaluation.problem() {
+            return Some(problem);
         }
         if let Some(problem) = ranks::problem(&self.ranks, self.lora_rank) {
             return Some(("ranks", problem));

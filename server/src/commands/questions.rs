@@ -1,0 +1,66 @@
+//! Suites of questions that a simulation or a server asks its shared adapter.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use fleetune_core::model::{Decoder, LoadedModel};
+
+use super::eval::tools::{self, JUDGE_ATTEMPTS, JudgeChoice};
+use super::simulate::data_dir;
+use super::{CommandError, Context};
+use crate::evaluate::data::DataFolder;
+use crate::evaluate::grading::Tools;
+use crate::evaluate::run::{Plan, check};
+use crate::evaluate::suites;
+use crate::simulate::config::{EvaluationConfig, RunConfig};
+use crate::simulate::suites::SuiteQuestions;
+
+/// What `asked` wants to know of the adapters that `config` trains, on the base model's decoder.
+/// Questions about the texts in `seen` are left out. `None` where nothing is asked.
+///
+/// # Errors
+/// When data are missing or wrong, programs cannot be confined, or the judge cannot be had.
+pub fn suite_questions(
+    config: &RunConfig,
+    asked: &EvaluationConfig,
+    (model, decoder): (&Arc<LoadedModel>, &Arc<Decoder>),
+    seen: impl FnOnce() -> Result<HashSet<String>, CommandError>,
+    ctx: &Context,
+) -> Result<Option<SuiteQuestions>, CommandError> {
+    let EvaluationConfig { suites, limit, judge_model, judge_url } = asked;
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    let suites = suites::named(suites).map_err(CommandError::usage)?;
+    let judge = JudgeChoice {
+        model: judge_model.as_deref(),
+        url: judge_url.as_deref(),
+        attempts: JUDGE_ATTEMPTS,
+        precision: config.precision,
+    };
+    let programs = tools::programs(&suites, false)?;
+    let tools = Tools { programs, judge: tools::judge(&judge, ctx)? };
+    let plan = Plan {
+        suites,
+        data: DataFolder::new(data_dir(config)?),
+        limit: (*limit > 0).then_some(*limit),
+        shots: None,
+        seed: config.seed,
+        wrapping: None,
+        scoring: None,
+        samples: 1,
+        temperature: None,
+        seen: seen()?,
+    };
+    // Now, not when the first rounds are done.
+    check(&plan).map_err(CommandError::usage)?;
+    Ok(Some(SuiteQuestions {
+        model: Arc::clone(model),
+        decoder: Arc::clone(decoder),
+        name: config.model.clone(),
+        plan,
+        tools: RefCell::new(tools),
+        cancel: ctx.interrupt().cancel_token(),
+    }))
+}
