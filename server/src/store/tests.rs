@@ -162,6 +162,7 @@ fn what_a_round_did_stays_when_what_it_left_is_pruned() {
 
 /// Written by the tables of version 1, which kept what a round did with what it left.
 const VERSION_1: &str = "
+DROP TABLE suites;
 DROP TABLE summaries;
 DROP TABLE rounds;
 CREATE TABLE rounds (
@@ -196,17 +197,24 @@ fn a_state_folder_of_an_earlier_version_is_taken_up() {
 }
 
 #[test]
-fn a_state_folder_from_before_versions_were_kept_is_taken_up() {
-    let (folder, store) = open();
-    let row = beginning(&store);
-    store.begin_federation("a", "", &row, &summary(0)).unwrap();
-    drop(store);
-    let database = Connection::open(folder.path().join(DATABASE_FILE)).unwrap();
-    let before = "ALTER TABLE rounds DROP COLUMN versions; PRAGMA user_version = 2;";
-    database.execute_batch(before).unwrap();
-    drop(database);
-    let store = Store::open(folder.path()).unwrap();
-    assert_eq!(store.round("a", 0, 0).unwrap(), Some(row));
+fn state_folders_from_before_versions_or_suites_were_kept_are_taken_up() {
+    for before in [
+        "DROP TABLE suites; ALTER TABLE rounds DROP COLUMN versions; PRAGMA user_version = 2;",
+        "DROP TABLE suites; PRAGMA user_version = 3;",
+    ] {
+        let (folder, store) = open();
+        let row = beginning(&store);
+        store.begin_federation("a", "", &row, &summary(0)).unwrap();
+        drop(store);
+        let database = Connection::open(folder.path().join(DATABASE_FILE)).unwrap();
+        database.execute_batch(before).unwrap();
+        drop(database);
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.round("a", 0, 0).unwrap(), Some(row));
+        let found = EvaluationRow { round: 0, found: "[]".to_owned() };
+        store.set_suites("a", 0, &found).unwrap();
+        assert_eq!(store.suites("a", 0).unwrap(), [found]);
+    }
 }
 
 #[test]
