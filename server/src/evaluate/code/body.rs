@@ -66,7 +66,8 @@ fn is_type(text: &str) -> bool {
 /// the signature. A body that is never closed is kept whole.
 ///
 /// Braces in strings, characters and comments do not count.
-pub fn body_in_braces(completion: &str) -> &str {
+pub fn body_in_braces(completion: &str, language: Language) -> &str {
+    let javascript = language == Language::JavaScript;
     let bytes = completion.as_bytes();
     let mut depth = 1usize;
     let mut at = 0;
@@ -76,6 +77,7 @@ pub fn body_in_braces(completion: &str) -> &str {
             [b'/', b'/', ..] => until(rest, b"\n"),
             [b'/', b'*', ..] => until(rest, b"*/"),
             [quote @ (b'"' | b'`'), ..] => quoted(rest, *quote),
+            [quote @ b'\'', ..] if javascript => quoted(rest, *quote),
             // A lifetime or a contraction is no character literal.
             [b'\'', b'\\', _, b'\'', ..] => 4,
             [b'\'', _, b'\'', ..] => 3,
@@ -109,7 +111,7 @@ fn quoted(bytes: &[u8], quote: u8) -> usize {
         match byte {
             b'\\' => at += 2,
             // A plain string ends with its line at the latest.
-            b'\n' if quote == b'"' => return at,
+            b'\n' if quote != b'`' => return at,
             _ if byte == quote => return at + 1,
             _ => at += 1,
         }
@@ -170,13 +172,16 @@ mod tests {
 
     #[test]
     fn the_body_ends_at_its_own_brace() {
-        assert_eq!(body_in_braces("  if (a) { b(); }\n}\nint main() {}"), "  if (a) { b(); }\n}");
+        let body_of = |completion| body_in_braces(completion, Language::Cpp);
+        assert_eq!(body_of("  if (a) { b(); }\n}\nint main() {}"), "  if (a) { b(); }\n}");
         assert_eq!(
-            body_in_braces("x = \"}\"; // }\n /* } */ c = '}'; d = '\\''; }\nrest"),
+            body_of("x = \"}\"; // }\n /* } */ c = '}'; d = '\\''; }\nrest"),
             "x = \"}\"; // }\n /* } */ c = '}'; d = '\\''; }"
         );
-        assert_eq!(body_in_braces("fn g<'a>(x: &'a str) {} }}"), "fn g<'a>(x: &'a str) {} }");
-        assert_eq!(body_in_braces("never closed {"), "never closed {");
-        assert_eq!(body_in_braces("é\"ü"), "é\"ü");
+        assert_eq!(body_of("fn g<'a>(x: &'a str) {} }}"), "fn g<'a>(x: &'a str) {} }");
+        assert_eq!(body_of("never closed {"), "never closed {");
+        assert_eq!(body_of("é\"ü"), "é\"ü");
+        let strings = "if (a == '//' || b == '}}') { c() }\n}";
+        assert_eq!(body_in_braces(&format!("{strings}\nf()"), Language::JavaScript), strings);
     }
 }

@@ -102,7 +102,7 @@ impl Program {
         let completion = completion_of(answer, self.language, &self.row.entry_point);
         match self.language {
             Language::Python => completion.to_owned(),
-            _ => body_in_braces(completion).to_owned(),
+            _ => body_in_braces(completion, self.language).to_owned(),
         }
     }
 }
