@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, multiversion};
 use super::lanes::{LANES, exp, max, mul_add, sum_lanes};
-use super::{Output, Precision, frozen_matmul, frozen_matmul_transposed};
+use super::{Output, Precision, frozen_matmul_all, frozen_matmul_transposed};
 use crate::weight::FrozenWeight;
 
 /// What the logits of one row showed.
@@ -56,9 +56,7 @@ pub fn linear_cross_entropy(
     assert_eq!(hidden.len(), m * width, "hidden states of {m} positions");
     assert_eq!(weights.len(), m, "a weight for each position");
     assert!(targets.iter().all(|&target| (target as usize) < vocabulary), "targets");
-    let mut logits = vec![0.0; m * vocabulary];
-    let whole = 0..vocabulary;
-    frozen_matmul(hidden, m, w, whole.clone(), &mut logits, Output::Overwrite, precision);
+    let mut logits = frozen_matmul_all(hidden, m, &[w], precision).pop().unwrap_or_default();
     let isa = Isa::active();
     let each = logits.par_chunks(vocabulary.max(1)).zip(targets);
     let rows: Vec<SoftmaxRow> =
@@ -70,6 +68,7 @@ pub fn linear_cross_entropy(
             gradient(isa, logits, row, weight);
             logits[target as usize] -= weight;
         });
+        let whole = 0..vocabulary;
         frozen_matmul_transposed(&logits, m, w, whole, d_hidden, Output::Overwrite, precision);
     }
     rows

@@ -34,46 +34,41 @@ pub fn frozen_matmul(
     output: Output,
     precision: Precision,
 ) {
-    frozen_matmul_all(x, m, &mut [Projection { weight: w, rows, y, output }], precision);
+    let k = w.cols();
+    assert_eq!(x.len(), m * k, "input of {}", w.name());
+    assert!(rows.end <= w.rows(), "{rows:?} of {} of {}", w.rows(), w.name());
+    assert_eq!(y.len(), m * rows.len(), "output of {}", w.name());
+    let stride = rows.len();
+    let part =
+        Part { b: Operand::weight_transposed(w, rows), target: Shared::new(y), stride, output };
+    product(Isa::active(), View::new(x, m, k), &[part], 1.0, precision);
 }
 
-/// One of the products of [`frozen_matmul_all`].
-#[derive(Debug)]
-pub struct Projection<'a> {
-    /// The weight `W`.
-    pub weight: &'a FrozenWeight,
-    /// The rows of it that are used; all of them in most cases.
-    pub rows: Range<usize>,
-    /// `[m, rows.len()]`.
-    pub y: &'a mut [f32],
-    /// What becomes of the content of `y`.
-    pub output: Output,
-}
-
-/// `Y = X·Wᵀ` for several weights: faster than one after the other, since `x` is brought into the
-/// form that the products need only once. The results are the same.
+/// `Y = X·Wᵀ` for several weights, each in a vector of its own: faster than one after the other, since
+/// `x` is brought into the form that the products need only once. The results are the same.
 ///
 /// # Panics
 /// As [`frozen_matmul`].
 pub fn frozen_matmul_all(
     x: &[f32],
     m: usize,
-    projections: &mut [Projection],
+    weights: &[&FrozenWeight],
     precision: Precision,
-) {
-    let isa = Isa::active();
-    let k = projections.first().map_or(0, |p| p.weight.cols());
-    check(x, m, projections);
-    let parts: Vec<_> = projections
-        .iter_mut()
-        .map(|Projection { weight, rows, y, output }| Part {
-            b: Operand::weight_transposed(weight, rows.clone()),
-            stride: rows.len(),
-            target: Shared::new(y),
-            output: *output,
-        })
-        .collect();
-    product(isa, View::new(x, m, k), &parts, 1.0, precision);
+) -> Vec<Vec<f32>> {
+    into_new(x, m, weights, |targets| {
+        let k = weights.first().map_or(0, |weight| weight.cols());
+        let parts: Vec<_> = weights
+            .iter()
+            .zip(targets)
+            .map(|(weight, &target)| Part {
+                b: Operand::weight_transposed(weight, 0..weight.rows()),
+                target,
+                stride: weight.rows(),
+                output: Output::Overwrite,
+            })
+            .collect();
+        product(Isa::active(), View::new(x, m, k), &parts, 1.0, precision);
+    })
 }
 
 /// [`frozen_matmul_all`] for at most [`FEW`] rows, summed in another order: a row's results differ in
@@ -81,18 +76,35 @@ pub fn frozen_matmul_all(
 ///
 /// # Panics
 /// As [`frozen_matmul`].
-pub fn frozen_matmul_few(x: &[f32], m: usize, projections: &mut [Projection]) {
-    check(x, m, projections);
-    let isa = Isa::active();
-    projections.iter_mut().for_each(|projection| multiply_few(isa, x, m, projection));
+pub fn frozen_matmul_few(x: &[f32], m: usize, weights: &[&FrozenWeight]) -> Vec<Vec<f32>> {
+    into_new(x, m, weights, |targets| {
+        for (weight, &target) in weights.iter().zip(targets) {
+            multiply_few(Isa::active(), x, m, weight, target);
+        }
+    })
 }
 
-fn check(x: &[f32], m: usize, projections: &[Projection]) {
-    for Projection { weight, rows, y, .. } in projections {
+/// New vectors for the products of `m` rows with these weights, which `multiply` is to write whole.
+/// They are not cleared before: the widest of a layer take as long to clear as to compute.
+fn into_new(
+    x: &[f32],
+    m: usize,
+    weights: &[&FrozenWeight],
+    multiply: impl FnOnce(&[Shared]),
+) -> Vec<Vec<f32>> {
+    for weight in weights {
         assert_eq!(x.len(), m * weight.cols(), "input of {}", weight.name());
-        assert!(rows.end <= weight.rows(), "{rows:?} of {} of {}", weight.rows(), weight.name());
-        assert_eq!(y.len(), m * rows.len(), "output of {}", weight.name());
     }
+    let lengths: Vec<usize> = weights.iter().map(|weight| m * weight.rows()).collect();
+    let mut outputs: Vec<_> = lengths.iter().map(|&len| Vec::with_capacity(len)).collect();
+    let rooms = outputs.iter_mut().zip(&lengths);
+    let targets: Vec<_> = rooms.map(|(output, &len)| Shared::room(output, len)).collect();
+    multiply(&targets);
+    for (output, len) in outputs.iter_mut().zip(lengths) {
+        // SAFETY: the vector has room for them, and both kinds of product write all values.
+        unsafe { output.set_len(len) };
+    }
+    outputs
 }
 
 /// `dX = dY·W` with the rows `rows` of the weight: `dy` is `[m, rows.len()]`, `dx` is
@@ -119,23 +131,18 @@ pub fn frozen_matmul_transposed(
 
 /// A product of few rows: each row of the weight is decoded into a first-level cache and multiplied
 /// at once.
-fn multiply_few(isa: Isa, x: &[f32], m: usize, projection: &mut Projection) {
-    let &mut Projection { weight, ref rows, ref mut y, output } = projection;
-    let (n, k) = (rows.len(), weight.cols());
-    let y = Shared::new(y);
+fn multiply_few(isa: Isa, x: &[f32], m: usize, weight: &FrozenWeight, y: Shared) {
+    let (n, k) = (weight.rows(), weight.cols());
     let some = (TASK / k.max(1)).max(1);
     (0..n.div_ceil(some)).into_par_iter().for_each_init(
         || vec![0.0; k],
         |decoded, task| {
-            for column in task * some..(task * some + some).min(n) {
-                let row = rows.start + column;
+            for row in task * some..(task * some + some).min(n) {
                 decode_block(isa, weight, row..row + 1, 0..k, decoded);
                 for i in 0..m {
-                    let at = i * n + column;
-                    // SAFETY: each column of `y` belongs to one task.
-                    let y = unsafe { y.part(at..at + 1) };
                     let sum = dot_product(isa, &x[i * k..(i + 1) * k], decoded);
-                    y[0] = if output == Output::Accumulate { y[0] + sum } else { sum };
+                    // SAFETY: each column of `y` belongs to one task.
+                    unsafe { y.pointer(i * n + row).write(sum) };
                 }
             }
         },
@@ -165,17 +172,17 @@ mod tests {
             let x = random(m * k, 2);
             let mut y = random(m * rows.len(), 3);
             let before = y.clone();
-            let mut few = before.clone();
             frozen_matmul(&x, m, &w, rows.clone(), &mut y, Output::Accumulate, Precision::F32);
-            let output = Output::Accumulate;
-            let projection = Projection { weight: &w, rows: rows.clone(), y: &mut few, output };
-            frozen_matmul_few(&x, m, &mut [projection]);
-            assert!(few.iter().zip(&y).all(|(few, y)| (few - y).abs() < 1e-4));
+            let all = frozen_matmul_all(&x, m, &[&w, &w], Precision::F32);
+            let few = frozen_matmul_few(&x, m, &[&w]);
+            assert!(all[0] == all[1] && all[0].len() == m * n && few[0].len() == m * n);
+            assert!(few[0].iter().zip(&all[0]).all(|(few, y)| (few - y).abs() < 1e-4));
             for i in 0..m {
                 for j in 0..rows.len() {
                     let sum: f32 = (0..k).map(|l| x[i * k + l] * dense[j * k + l]).sum();
                     let at = i * rows.len() + j;
                     assert!((y[at] - before[at] - sum).abs() < 1e-4);
+                    assert!((all[0][i * n + rows.start + j] - sum).abs() < 1e-4);
                 }
             }
 

@@ -8,6 +8,9 @@
 //! Shapes are given by the caller and checked: a slice of another length than its shape asks for is
 //! a bug of the caller and panics before any value is written.
 
+mod add;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod cross_entropy;
 #[cfg(any(feature = "cuda", test))]
@@ -27,12 +30,13 @@ mod swiglu;
 pub(crate) mod testing;
 mod threads;
 
+pub use add::add;
 pub use attention::{AttentionShape, HEADS_PER_THREAD, Segment, attention, attention_backward};
 pub use cross_entropy::{SoftmaxRow, linear_cross_entropy};
 pub use dense::matmul;
 pub use dequantize::{dequantize_row, dequantize_rows};
 pub use frozen::{
-    FEW, Projection, frozen_matmul, frozen_matmul_all, frozen_matmul_few, frozen_matmul_transposed,
+    FEW, frozen_matmul, frozen_matmul_all, frozen_matmul_few, frozen_matmul_transposed,
 };
 pub use isa::{InstructionSet, InstructionSetError};
 pub use measure::{KernelSpeeds, ProductShape, ProductSpeed, SMOLLM2_135M, measure};

@@ -23,13 +23,21 @@ impl<'a> Shared<'a> {
         Self { start: values.as_mut_ptr(), len: values.len(), lifetime: PhantomData }
     }
 
+    /// Room for `len` values behind those of a vector, which nobody has written yet: to be written
+    /// through [`Shared::pointer`] alone, and not to be read before.
+    pub(super) fn room(values: &'a mut Vec<f32>, len: usize) -> Self {
+        let room = &mut values.spare_capacity_mut()[..len];
+        Self { start: room.as_mut_ptr().cast(), len, lifetime: PhantomData }
+    }
+
     /// The values in `range`.
     ///
     /// # Panics
     /// When the range does not lie inside the slice.
     ///
     /// # Safety
-    /// While the result is in use, no other part that overlaps it may be.
+    /// While the result is in use, no other part that overlaps it may be, and the values must have been
+    /// written before.
     pub(super) unsafe fn part(self, range: Range<usize>) -> &'a mut [f32] {
         assert!(range.start <= range.end && range.end <= self.len, "a part of {}", self.len);
         // SAFETY: the range lies inside the borrowed slice, and the caller promises that nothing

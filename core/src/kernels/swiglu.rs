@@ -2,6 +2,8 @@
 //!
 //! With `σ = σ(g)`: `du = dy·g·σ` and `dg = dy·u·σ·(1 + g·(1 - σ))`.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::isa::{Isa, multiversion};
@@ -14,14 +16,18 @@ const TASK: usize = 1 << 13;
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
+pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
     assert_eq!(gate.len(), up.len(), "SwiGLU inputs");
-    assert_eq!(gate.len(), y.len(), "SwiGLU output");
     let isa = Isa::active();
+    let mut y = Vec::with_capacity(gate.len());
+    let room = &mut y.spare_capacity_mut()[..gate.len()];
     gate.par_chunks(TASK)
         .zip(up.par_chunks(TASK))
-        .zip(y.par_chunks_mut(TASK))
+        .zip(room.par_chunks_mut(TASK))
         .for_each(|((gate, up), y)| forward(isa, gate, up, y));
+    // SAFETY: each of these values was written: all three are cut into the same chunks.
+    unsafe { y.set_len(gate.len()) };
+    y
 }
 
 /// Replaces both inputs of [`swiglu`] by their gradients, given that of its output, `dy`. In place,
@@ -40,13 +46,13 @@ pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
 }
 
 multiversion! {
-    fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) = forward_values
+    fn forward(gate: &[f32], up: &[f32], y: &mut [MaybeUninit<f32>]) = forward_values
 }
 
 #[inline(always)]
-fn forward_values<const FMA: bool>(gate: &[f32], up: &[f32], y: &mut [f32]) {
+fn forward_values<const FMA: bool>(gate: &[f32], up: &[f32], y: &mut [MaybeUninit<f32>]) {
     for (y, (&g, &u)) in y.iter_mut().zip(gate.iter().zip(up)) {
-        *y = g * sigmoid::<FMA>(g) * u;
+        y.write(g * sigmoid::<FMA>(g) * u);
     }
 }
 
@@ -81,8 +87,10 @@ mod tests {
             gate[n - 1] = -100.0;
             let (up, dy) = (random(n, 2), random(n, 3));
             for isa in Isa::all() {
-                let mut y = vec![f32::NAN; n];
+                let mut y = vec![MaybeUninit::new(f32::NAN); n];
                 forward(isa, &gate, &up, &mut y);
+                // SAFETY: all values were written above.
+                let y: Vec<f32> = y.iter().map(|y| unsafe { y.assume_init() }).collect();
                 let (mut d_gate, mut d_up) = (gate.clone(), up.clone());
                 backward(isa, &mut d_gate, &mut d_up, &dy);
                 for i in 0..n {

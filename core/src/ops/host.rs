@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
 use super::{Attended, AttentionShape, Frozen, Ops, Rotation, Segment, TargetScores, Transpose};
-use crate::kernels::{self, Output, Precision, Projection, View};
+use crate::kernels::{self, Output, Precision, View};
 
 /// The operations on the processor.
 #[derive(Debug, Clone)]
@@ -102,21 +102,11 @@ impl Ops for HostOps {
     fn project(&self, x: &Tensor, weights: &[&Frozen]) -> Result<Vec<Tensor>> {
         let m = x.dims2()?.0;
         let weights = weights.iter().map(|w| w.host()).collect::<Result<Vec<_>>>()?;
-        let mut outputs: Vec<_> = weights.iter().map(|w| vec![0.0; m * w.rows()]).collect();
-        let projections = weights.iter().zip(&mut outputs);
-        let mut projections: Vec<_> = projections
-            .map(|(weight, y)| Projection {
-                weight,
-                rows: 0..weight.rows(),
-                y,
-                output: Output::Overwrite,
-            })
-            .collect();
-        read(x, |x| {
+        let outputs = read(x, |x| {
             if self.writing && m <= kernels::FEW {
-                kernels::frozen_matmul_few(x, m, &mut projections);
+                kernels::frozen_matmul_few(x, m, &weights)
             } else {
-                kernels::frozen_matmul_all(x, m, &mut projections, self.precision);
+                kernels::frozen_matmul_all(x, m, &weights, self.precision)
             }
         })?;
         let outputs = weights.iter().zip(outputs);
@@ -177,16 +167,7 @@ impl Ops for HostOps {
     }
 
     fn add(&self, a: Tensor, b: &Tensor) -> Result<Tensor> {
-        let width = b.elem_count();
-        read(b, |b| {
-            change(&a, |values| {
-                for row in values.chunks_exact_mut(width) {
-                    for (a, b) in row.iter_mut().zip(b) {
-                        *a += b;
-                    }
-                }
-            })
-        })??;
+        read(b, |b| change(&a, |a| kernels::add(a, b)))??;
         Ok(a)
     }
 
@@ -295,8 +276,7 @@ impl Ops for HostOps {
     }
 
     fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        let mut y = vec![0.0; gate.elem_count()];
-        read2(gate, up, |gate, up| kernels::swiglu(gate, up, &mut y))?;
+        let y = read2(gate, up, kernels::swiglu)?;
         Tensor::from_vec(y, gate.shape(), &Device::Cpu)
     }
 

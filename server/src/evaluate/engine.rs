@@ -29,6 +29,9 @@ const TOGETHER: usize = 16;
 const WRITING_BYTES: usize = 512 << 20;
 /// The shortest common beginning that is worth keeping.
 const MIN_SHARED: usize = 16;
+/// Rows that scoring must save for a pass of its own over the common beginning: a pass reads and decodes
+/// all weights, however few its rows are.
+const MIN_SAVED: usize = 256;
 
 /// A model of the engine, with or without an adapter.
 pub struct EngineModel {
@@ -109,11 +112,12 @@ impl EngineModel {
         PassOptions { lora: self.lora.as_ref(), cancel: self.cancel.clone(), ..Default::default() }
     }
 
-    /// Makes the kept beginning one that all `prompts` have, at least one token shorter than each,
-    /// as long as is worth it.
+    /// Makes the kept beginning one that all `prompts` have, at least one token shorter than each. One
+    /// that is shorter than `least`, or by less longer than what is kept already, is not computed.
     fn share<'a>(
         &mut self,
         mut prompts: impl Iterator<Item = &'a [u32]>,
+        least: usize,
     ) -> Result<(), ModelError> {
         let Some(first) = prompts.next() else { return Ok(()) };
         let mut common = &first[..first.len().saturating_sub(1)];
@@ -123,11 +127,11 @@ impl EngineModel {
         }
         let kept = &self.shared.tokens;
         // What is there already serves when little would be won by more.
-        if common.starts_with(kept) && common.len() < kept.len() + MIN_SHARED {
+        if common.starts_with(kept) && common.len() < kept.len().saturating_add(least) {
             return Ok(());
         }
         let mut shared = Shared::default();
-        if common.len() >= MIN_SHARED {
+        if common.len() >= least {
             // A longer beginning goes on from the shorter one.
             if common.starts_with(kept) {
                 shared = std::mem::take(&mut self.shared);
@@ -202,8 +206,8 @@ impl LanguageModel for EngineModel {
 
     fn score(&mut self, requests: &[ScoreRequest]) -> Result<Vec<Vec<Evaluation>>, ModelError> {
         let mut scores = Vec::with_capacity(requests.len());
-        for run in runs(requests, |request| &request.prefix) {
-            self.share(run.iter().map(|request| request.prefix.as_slice()))?;
+        for run in runs(requests, |request| &request.prefix, worth) {
+            self.share(run.iter().map(|request| request.prefix.as_slice()), worth(run.len()))?;
             let kept = self.shared.tokens.len();
             for pass in passes(run, kept) {
                 scores.extend(self.score_pass(pass)?);
@@ -220,7 +224,7 @@ impl LanguageModel for EngineModel {
         let mut first = 0;
         // The samples of a request share all of its prompt.
         let alike = requests.chunk_by(|a, b| a.options.samples == 1 && b.options.samples == 1);
-        for run in alike.flat_map(|alike| runs(alike, |request| &request.prompt)) {
+        for run in alike.flat_map(|alike| runs(alike, |request| &request.prompt, |_| MIN_SHARED)) {
             let flow = self.write(run, &mut |number, answers| done(first + number, answers))?;
             if flow.is_break() {
                 break;
@@ -250,10 +254,10 @@ impl EngineModel {
                 // Prompts may come one by one: what this one has in common with the last is likely
                 // to be common to the next.
                 let last = std::mem::take(&mut self.shared.last_prompt);
-                self.share(prompts.chain([last.as_slice()]))?;
+                self.share(prompts.chain([last.as_slice()]), MIN_SHARED)?;
                 self.shared.last_prompt.clone_from(prompt);
             }
-            _ => self.share(prompts)?,
+            _ => self.share(prompts, MIN_SHARED)?,
         }
         let kept = self.shared.tokens.len();
         let tokenizer = self.tokenizer()?;
@@ -363,41 +367,46 @@ impl Reader for Desk<'_> {
     }
 }
 
-/// Cuts requests into runs of neighbours: whose prompts share a beginning, or none that is worth
-/// keeping; no run is empty.
-fn runs<T>(requests: &[T], prompt: impl Fn(&T) -> &[u32]) -> Vec<&[T]> {
-    let shared = |a: &T, b: &T| {
-        let length = common_length(prompt(a), prompt(b));
-        if length < MIN_SHARED { 0 } else { length }
-    };
-    let mut runs = Vec::new();
-    let mut rest = requests;
-    while let [first, others @ ..] = rest {
-        let with = match others.first().map_or(0, |other| shared(first, other)) {
-            0 => {
-                let alone = |pair: &[T]| shared(&pair[0], &pair[1]) == 0;
-                // The last that shares nothing with the one before may share with the one after.
-                let pairs = others.windows(2).take_while(|pair| alone(pair)).count();
-                if pairs + 1 == others.len() { others.len() } else { pairs }
-            }
-            mut common => {
-                let joining = others.iter().take_while(|other| {
-                    let shared = shared(first, other).min(common);
-                    // A neighbour that shares much less would take it from all.
-                    let joins = shared * 2 >= common;
-                    if joins {
-                        common = shared;
-                    }
-                    joins
-                });
-                joining.count()
-            }
-        };
-        let (run, others) = rest.split_at(1 + with);
-        runs.push(run);
-        rest = others;
+/// The shortest common beginning of so many prompts to be scored that is worth a pass of its own.
+fn worth(prompts: usize) -> usize {
+    match prompts {
+        0 | 1 => usize::MAX,
+        more => MIN_SAVED.div_ceil(more - 1).max(MIN_SHARED),
     }
-    runs
+}
+
+/// Cuts requests into runs of neighbours: whose prompts share a beginning, or none that is as long as
+/// is `worth` it for so many; no run is empty.
+fn runs<T>(
+    requests: &[T],
+    prompt: impl Fn(&T) -> &[u32],
+    worth: impl Fn(usize) -> usize,
+) -> Vec<&[T]> {
+    let shared = |a: &T, b: &T| common_length(prompt(a), prompt(b));
+    // Where runs begin, and whether each shares enough.
+    let mut runs: Vec<(usize, bool)> = Vec::new();
+    let mut start = 0;
+    while let [first, others @ ..] = &requests[start..] {
+        let mut common = others.first().map_or(0, |other| shared(first, other));
+        let joining = others.iter().take_while(|other| {
+            let with = shared(first, other).min(common);
+            // A neighbour that shares much less would take it from all.
+            let joins = with >= MIN_SHARED && with * 2 >= common;
+            if joins {
+                common = with;
+            }
+            joins
+        });
+        let count = 1 + joining.count();
+        let enough = count > 1 && common >= worth(count);
+        // Those that do not share enough go on together.
+        if enough || !runs.last().is_some_and(|(_, before)| !before) {
+            runs.push((start, enough));
+        }
+        start += count;
+    }
+    let ends = runs.iter().skip(1).map(|(start, _)| *start).chain([requests.len()]);
+    runs.iter().zip(ends).map(|((start, _), end)| &requests[*start..end]).collect()
 }
 
 /// Cuts a run into passes of bounded size, given that `kept` tokens of each prefix are computed
@@ -430,15 +439,19 @@ mod tests {
         ScoreRequest { prefix: prefix.into_iter().collect(), continuations: vec![vec![1]] }
     }
 
+    /// Of runs where so many common tokens are worth a pass.
+    fn lengths(requests: &[ScoreRequest], worth: usize) -> Vec<usize> {
+        let runs = runs(requests, |request| &request.prefix, |_| worth);
+        runs.iter().map(|run| run.len()).collect()
+    }
+
     #[test]
     fn neighbours_that_share_a_beginning_run_together() {
         let a = |last| request((0..40).chain([last]));
         let b = |last| request((100..140).chain([last]));
         let requests = [a(1), a(2), b(1), b(2), b(3), request([7])];
-        let lengths: Vec<usize> =
-            runs(&requests, |request| &request.prefix).iter().map(|run| run.len()).collect();
-        assert_eq!(lengths, [2, 3, 1]);
-        assert_eq!(runs(&[], |request: &ScoreRequest| &request.prefix).len(), 0);
+        assert_eq!(lengths(&requests, 16), [2, 3, 1]);
+        assert_eq!(lengths(&[], 16).len(), 0);
     }
 
     #[test]
@@ -446,12 +459,18 @@ mod tests {
         let a = |last| request((0..40).chain([last]));
         let alone = |first| request(first..first + 9);
         let requests = [alone(100), alone(200), alone(300), a(1), a(2), alone(400), alone(500)];
-        let lengths = |requests: &[ScoreRequest]| -> Vec<usize> {
-            runs(requests, |request| &request.prefix).iter().map(|run| run.len()).collect()
-        };
-        assert_eq!(lengths(&requests), [3, 2, 2]);
-        assert_eq!(lengths(&requests[..2]), [2]);
-        assert_eq!(lengths(&requests[2..4]), [2]);
+        assert_eq!(lengths(&requests, 16), [3, 2, 2]);
+        assert_eq!(lengths(&requests[..2], 16), [2]);
+        assert_eq!(lengths(&requests[2..4], 16), [2]);
+    }
+
+    #[test]
+    fn neighbours_that_share_too_little_for_a_pass_run_together() {
+        let a = |last| request((0..40).chain([last]));
+        let b = |last| request((100..140).chain([last]));
+        let requests = [a(1), a(2), b(1), b(2), request([7])];
+        assert_eq!(lengths(&requests, 41), [5]);
+        assert_eq!([worth(1), worth(2), worth(9), worth(1000)], [usize::MAX, 256, 32, 16]);
     }
 
     #[test]
@@ -459,9 +478,7 @@ mod tests {
         let long = |last| request((0..400).chain([last]));
         let short = request((0..20).chain([900]));
         let requests = [long(1), long(2), short];
-        let lengths: Vec<usize> =
-            runs(&requests, |request| &request.prefix).iter().map(|run| run.len()).collect();
-        assert_eq!(lengths, [2, 1]);
+        assert_eq!(lengths(&requests, 16), [2, 1]);
     }
 
     #[test]

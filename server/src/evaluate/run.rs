@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::ask::{self, Dialogue, Manner, Ready, choice_verdict};
 use super::data::DataFolder;
@@ -19,9 +19,11 @@ use super::suite::{
     sample,
 };
 
-/// Questions that go to the model in one call. Scores are kept when all are there, so more at a time
-/// would lose more to a kill.
+/// Questions that go to the model in one call, at first and at most. Scores are kept when all are
+/// there, so as many are scored at a time as take about [`BATCH_TIME`]: more would lose more to a kill.
 const BATCH: usize = 64;
+const LARGEST_BATCH: usize = 1024;
+const BATCH_TIME: Duration = Duration::from_secs(2);
 
 /// What to run.
 pub struct Plan {
@@ -230,11 +232,15 @@ impl<'a> SuiteRun<'a> {
         let open: Vec<&Asked> =
             asked.iter().filter(|asked| asked.answer(journal).is_none()).collect();
         let scored = |asked: &Asked| matches!(asked.ready, Ready::Score { .. });
-        for alike in open.chunk_by(|a, b| scored(a) == scored(b)) {
-            for batch in alike.chunks(BATCH) {
+        let mut size = BATCH;
+        for mut alike in open.chunk_by(|a, b| scored(a) == scored(b)) {
+            while !alike.is_empty() {
                 if watcher.stop() {
                     return Err(RunError::Stopped);
                 }
+                let started = Instant::now();
+                let batch;
+                (batch, alike) = alike.split_at(size.min(alike.len()));
                 let answered = match scored(batch[0]) {
                     true => score(batch, model, journal, watcher),
                     false => self.write(batch, model, journal, watcher),
@@ -243,6 +249,9 @@ impl<'a> SuiteRun<'a> {
                     // The wish to stop ends a running pass, too.
                     Err(RunError::Suite(_)) if watcher.stop() => return Err(RunError::Stopped),
                     other => other?,
+                }
+                if started.elapsed() < BATCH_TIME / 2 {
+                    size = LARGEST_BATCH.min(2 * size);
                 }
             }
         }

@@ -56,6 +56,31 @@ pub(super) fn decode_block(
     }
 }
 
+/// Writes these columns of a row as bf16, in one step where the processor has one: false, and nothing
+/// written, where it has none for the weight's format. Both ends must lie between blocks.
+///
+/// # Panics
+/// As [`decode_block`].
+pub(super) fn decode_bf16(
+    isa: Isa,
+    weight: &FrozenWeight,
+    row: usize,
+    columns: Range<usize>,
+    out: &mut [u16],
+) -> bool {
+    assert_eq!(out.len(), columns.len(), "columns of {}", weight.name());
+    let (block, size) = (weight.format().block_size(), weight.format().type_size());
+    debug_assert!(columns.start.is_multiple_of(block) && columns.end.is_multiple_of(block));
+    let bytes = &weight.row_bytes(row)[columns.start / block * size..columns.end / block * size];
+    #[cfg(target_arch = "x86_64")]
+    return x86_64::decode_bf16(isa, weight.format(), bytes, out);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (isa, bytes);
+        false
+    }
+}
+
 /// Calls a decoder for each whole block. A macro and no function that takes the decoder: a call
 /// through `Fn` would not be compiled for the family of instructions of its caller.
 macro_rules! each_block {
@@ -399,6 +424,27 @@ mod tests {
             let portable = decoded(Isa::new(InstructionSet::Portable).unwrap());
             for isa in Isa::all() {
                 assert_eq!(decoded(isa), portable, "{format:?} with {isa:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn decoding_to_bf16_in_one_step_rounds_what_decoding_yields() {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+        for &format in FORMATS {
+            let values: Vec<f32> = (0..512).map(|_| random.random_range(-1.0..1.0)).collect();
+            let tensor = Tensor::from_vec(values, (1, 512), &Device::Cpu).unwrap();
+            let Ok(quantized) = QTensor::quantize(&tensor, format) else { continue };
+            let bytes = quantized.data().unwrap().into_owned();
+            let weight = FrozenWeight::owned("w", (1, 512), format, bytes).unwrap();
+            let mut exact = vec![0.0; 256];
+            decode_block(Isa::active(), &weight, 0..1, 256..512, &mut exact);
+            for isa in Isa::all() {
+                let mut rounded = vec![0; 256];
+                if decode_bf16(isa, &weight, 0, 256..512, &mut rounded) {
+                    let expected = exact.iter().map(|v| half::bf16::from_f32(*v).to_bits());
+                    assert!(rounded.into_iter().eq(expected), "{format:?} with {isa:?}");
+                }
             }
         }
     }

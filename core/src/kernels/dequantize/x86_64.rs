@@ -19,6 +19,25 @@ pub(super) fn decode(isa: Isa, format: GgmlDType, bytes: &[u8], out: &mut [f32])
     }
 }
 
+/// Decodes whole blocks to bf16, rounded to the nearest, ties to even; false where this format or these
+/// instructions have no decoder here.
+pub(super) fn decode_bf16(isa: Isa, format: GgmlDType, bytes: &[u8], out: &mut [u16]) -> bool {
+    fetch_ahead(bytes);
+    // SAFETY: an `Isa` exists only where its instructions do.
+    isa.has_avx512_bf16() && unsafe { avx512_bf16::decode(format, bytes, out) }
+}
+
+/// Asks for the bytes that lie some rows on, which are likely to be wanted next: decoding is faster than
+/// memory answers, and the processor by itself looks no further than the next page.
+fn fetch_ahead(bytes: &[u8]) {
+    const AHEAD: usize = 4096;
+    for line in (0..bytes.len()).step_by(64) {
+        let address = bytes.as_ptr().wrapping_add(AHEAD + line);
+        // SAFETY: a hint, which reads nothing: any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+}
+
 /// 16 values: `scale · byte`.
 #[target_feature(enable = "avx2")]
 fn scaled_256(bytes: __m128i, scale: f32) -> [__m256; 2] {
@@ -44,6 +63,16 @@ fn affine_512(bytes: __m128i, scale: f32, offset: f32, out: &mut [f32; 16]) {
     let scaled = _mm512_mul_ps(values, _mm512_set1_ps(scale));
     // SAFETY: `out` is 16 values.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_add_ps(scaled, _mm512_set1_ps(offset))) };
+}
+
+/// As [`affine_256`], then rounded to bf16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn affine_bf16(bytes: __m128i, scale: f32, offset: f32, out: &mut [u16; 16]) {
+    let values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+    let scaled = _mm512_mul_ps(values, _mm512_set1_ps(scale));
+    let rounded = _mm512_cvtneps_pbh(_mm512_add_ps(scaled, _mm512_set1_ps(offset)));
+    // SAFETY: a vector of 16 bf16 values has the size of `out` and no invalid bits.
+    unsafe { out.as_mut_ptr().cast::<__m256bh>().write_unaligned(rounded) };
 }
 
 /// Two numbers in half precision.
@@ -74,14 +103,14 @@ fn bits(bytes: __m128i, shift: usize, mask: i8) -> __m128i {
     _mm_and_si128(shifted, _mm_set1_epi8(mask))
 }
 
-/// Defines the decoders of one family of instructions.
+/// Defines the decoders of one family of instructions to one type of values.
 macro_rules! decoders {
-    ($family:ident, $features:literal, $affine:ident) => {
+    ($family:ident, $features:literal, $affine:ident, $value:ty) => {
         mod $family {
             use super::*;
 
             #[target_feature(enable = $features)]
-            pub(super) fn decode(format: GgmlDType, bytes: &[u8], out: &mut [f32]) -> bool {
+            pub(super) fn decode(format: GgmlDType, bytes: &[u8], out: &mut [$value]) -> bool {
                 match format {
                     GgmlDType::Q4_0 => each_block!(q4_0, bytes, out),
                     GgmlDType::Q4_1 => each_block!(q4_1, bytes, out),
@@ -95,7 +124,7 @@ macro_rules! decoders {
 
             /// See [`super::super::q4_0`].
             #[target_feature(enable = $features)]
-            fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
+            fn q4_0(block: &[u8; 18], out: &mut [$value; 32]) {
                 let (scale, packed) = (half(field(block, 0)), load(field(block, 2)));
                 for (half, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                     let values = _mm_sub_epi8(bits(packed, 4 * half, 15), _mm_set1_epi8(8));
@@ -105,7 +134,7 @@ macro_rules! decoders {
 
             /// See [`super::super::q4_1`].
             #[target_feature(enable = $features)]
-            fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
+            fn q4_1(block: &[u8; 20], out: &mut [$value; 32]) {
                 let (scale, min) = halves(field(block, 0));
                 let packed = load(field(block, 4));
                 for (half, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
@@ -115,7 +144,7 @@ macro_rules! decoders {
 
             /// See [`super::super::q8_0`].
             #[target_feature(enable = $features)]
-            fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
+            fn q8_0(block: &[u8; 34], out: &mut [$value; 32]) {
                 let scale = half(field(block, 0));
                 for (half, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                     $affine(load(field(block, 2 + 16 * half)), scale, -0.0, out);
@@ -124,7 +153,7 @@ macro_rules! decoders {
 
             /// See [`super::super::q4_k`].
             #[target_feature(enable = $features)]
-            fn q4_k(block: &[u8; 144], out: &mut [f32; K]) {
+            fn q4_k(block: &[u8; 144], out: &mut [$value; K]) {
                 let (scale, min) = halves(field(block, 0));
                 for (part, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                     // Each group of 32 is two parts; two groups share 32 bytes.
@@ -137,7 +166,7 @@ macro_rules! decoders {
 
             /// See [`super::super::q6_k`].
             #[target_feature(enable = $features)]
-            fn q6_k(block: &[u8; 210], out: &mut [f32; K]) {
+            fn q6_k(block: &[u8; 210], out: &mut [$value; K]) {
                 let scales: &[u8; 16] = field(block, 192);
                 let scale = half(field(block, 208));
                 for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
@@ -154,5 +183,11 @@ macro_rules! decoders {
     };
 }
 
-decoders!(avx2, "avx2,fma,f16c", affine_256);
-decoders!(avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", affine_512);
+decoders!(avx2, "avx2,fma,f16c", affine_256, f32);
+decoders!(avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", affine_512, f32);
+decoders!(
+    avx512_bf16,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c",
+    affine_bf16,
+    u16
+);

@@ -7,12 +7,10 @@ use super::encode::{Depth, Layout};
 use super::micro::{Left, MicroKernel, Right, Tile, with_rows};
 
 /// NEON: 6 × 16 sums fill 24 of 32 registers.
-pub(super) static NEON_F32: MicroKernel =
-    MicroKernel { rows: 6, cols: 16, layout: Layout::F32, depth: 256, run: neon_f32 };
+pub(super) static NEON_F32: MicroKernel = MicroKernel::new(6, 16, Layout::F32, 256, neon_f32);
 
 /// NEON with products of bf16 pairs.
-pub(super) static NEON_BF16: MicroKernel =
-    MicroKernel { rows: 6, cols: 16, layout: Layout::Bf16, depth: 512, run: neon_bf16 };
+pub(super) static NEON_BF16: MicroKernel = MicroKernel::new(6, 16, Layout::Bf16, 512, neon_bf16);
 
 /// Stores the sums of a tile, or adds them.
 ///

@@ -2,6 +2,9 @@
 //!
 //! - [`Layout::F32`]: a word is a value.
 //! - [`Layout::Bf16`]: a word is two neighbours in depth, rounded to bf16, the first in the low half.
+//! - [`Layout::Tiles`]: words as those of bf16, for tile registers: 16 words of 32 neighbours, filled up
+//!   with zeros, and so for each plane. The first plane is the value rounded to bf16, the next one what
+//!   is left of it, rounded again; three planes are all of an f32 value.
 //! - [`Layout::Fixed16`]: a word is two neighbours in depth as 16-bit integers. Each lane is divided
 //!   into runs of at most [`RUN`] values, each of which has a scale of its own: its largest
 //!   magnitude becomes [`LARGEST`]. So a value is off by at most 1/8190 of the largest of its run,
@@ -27,6 +30,10 @@ pub(super) const RUN: usize = 128;
 /// below `2³¹`.
 pub(super) const LARGEST: f32 = 4095.0;
 
+/// Values in depth of a tile register, and the words they take.
+const TILE_DEPTH: usize = 32;
+const TILE_WORDS: usize = 16;
+
 /// Magnitudes below this are encoded as zero, since their inverse overflows.
 const SMALLEST: f32 = 1e-34;
 
@@ -35,6 +42,10 @@ const SMALLEST: f32 = 1e-34;
 pub(super) enum Layout {
     F32,
     Bf16,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of it"))]
+    Tiles {
+        planes: usize,
+    },
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of it"))]
     Fixed16,
 }
@@ -45,13 +56,19 @@ impl Layout {
         match self {
             Self::F32 => depth,
             Self::Bf16 | Self::Fixed16 => depth.div_ceil(2),
+            Self::Tiles { planes } => depth.div_ceil(TILE_DEPTH) * TILE_WORDS * planes,
         }
+    }
+
+    /// Whether a lane is its values rounded to bf16, side by side.
+    fn is_single_bf16(self) -> bool {
+        matches!(self, Self::Bf16 | Self::Tiles { planes: 1 })
     }
 
     /// Words of a run with a common scale, in a block of `depth` values.
     fn run_words(self, depth: usize) -> usize {
         match self {
-            Self::F32 | Self::Bf16 => self.words(depth),
+            Self::F32 | Self::Bf16 | Self::Tiles { .. } => self.words(depth),
             Self::Fixed16 => depth.div_ceil(depth.div_ceil(RUN)).div_ceil(2),
         }
     }
@@ -135,7 +152,7 @@ impl LeftBlock {
             .for_each_init(Vec::new, |gathered, ((words, scales), row)| {
                 gathered.resize(depths.len(), 0.0);
                 let values = a.row(row, depths.clone(), gathered);
-                encode_row(isa, layout, values, factor, depth, words, scales);
+                encode_row(isa, layout, values, factor, depth, &mut words[..depth.words], scales);
             });
     }
 
@@ -212,6 +229,13 @@ impl Panels {
                     let rows = rows.zip(self.row_scales.chunks_exact_mut(depth.runs));
                     for (lane, (words, scales)) in (first..first + cols).zip(rows) {
                         if lane < lanes.end {
+                            if layout.is_single_bf16() {
+                                let (halves, rest) = halves(words).split_at_mut(depths.len());
+                                if b.lane_bf16(isa, lane, depths.clone(), halves) {
+                                    rest.fill(0);
+                                    continue;
+                                }
+                            }
                             let values = b.lane(isa, lane, depths.clone(), &mut self.decoded);
                             encode_row(isa, layout, values, 1.0, depth, words, scales);
                         } else {
@@ -273,6 +297,12 @@ fn bf16(value: f32) -> u16 {
     if value.is_nan() { 0x7fc0 } else { rounded as u16 }
 }
 
+/// What [`bf16`] leaves of a value.
+#[inline(always)]
+fn remainder(value: f32) -> f32 {
+    value - f32::from_bits(u32::from(bf16(value)) << 16)
+}
+
 /// `value · inverse` as a 16-bit integer. Adding 1.5·2²³ leaves it in the lowest bits of the sum.
 #[inline(always)]
 fn fixed16<const FMA: bool>(value: f32, inverse: f32) -> u16 {
@@ -313,7 +343,7 @@ fn magnitude(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 
-/// Encodes `factor` times the values of one lane as one row of words.
+/// Encodes `factor` times the values of one lane as one row of words, all of which are written.
 fn encode_row(
     isa: Isa,
     layout: Layout,
@@ -335,6 +365,18 @@ fn encode_row(
             unsafe { super::x86_64::encode_fixed16(values, inverse, halves(words)) };
         }
         return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512_bf16() {
+        let halves = halves(words);
+        // SAFETY: the `Isa` proves the instructions.
+        unsafe {
+            if layout.is_single_bf16() {
+                return super::x86_64::encode_planes::<1>(values, factor, halves);
+            } else if layout == (Layout::Tiles { planes: 3 }) {
+                return super::x86_64::encode_planes::<3>(values, factor, halves);
+            }
+        }
     }
     encode_row_generic(isa, layout, values, factor, depth, words, scales);
 }
@@ -362,6 +404,19 @@ fn encode_row_values<const FMA: bool>(
         Layout::Bf16 => {
             encode_halves(values, words, |value| bf16(value * factor));
         }
+        Layout::Tiles { planes } => {
+            let tiles = words.chunks_exact_mut(TILE_WORDS * planes);
+            for (values, words) in values.chunks(TILE_DEPTH).zip(tiles) {
+                let mut rest = [0.0; TILE_DEPTH];
+                for (rest, value) in rest.iter_mut().zip(values) {
+                    *rest = value * factor;
+                }
+                for words in words.chunks_exact_mut(TILE_WORDS) {
+                    encode_halves(&rest, words, bf16);
+                    rest = rest.map(remainder);
+                }
+            }
+        }
         Layout::Fixed16 => {
             let runs = values.chunks(2 * depth.run).zip(words.chunks_mut(depth.run));
             for ((values, words), out) in runs.zip(scales) {
@@ -373,16 +428,14 @@ fn encode_row_values<const FMA: bool>(
     }
 }
 
-/// Encodes each value in half a word; the half after an odd number of values becomes zero.
+/// Encodes each value in half a word; the halves after the last value become zero.
 #[inline(always)]
 fn encode_halves(values: &[f32], words: &mut [u32], encode: impl Fn(f32) -> u16) {
-    let halves = halves(&mut words[..values.len().div_ceil(2)]);
-    for (half, value) in halves.iter_mut().zip(values) {
+    let (encoded, rest) = halves(words).split_at_mut(values.len());
+    for (half, value) in encoded.iter_mut().zip(values) {
         *half = encode(*value);
     }
-    if let Some(last) = halves.get_mut(values.len()) {
-        *last = 0;
-    }
+    rest.fill(0);
 }
 
 #[inline(always)]
@@ -442,6 +495,20 @@ fn encode_across_cols<const FMA: bool, const COLS: usize>(
                 let (a, b) = (source.row::<COLS>(2 * k), source.row::<COLS>(2 * k + 1));
                 for i in 0..COLS {
                     words[i] = pair(bf16(a[i]), bf16(b[i]));
+                }
+            }
+        }
+        Layout::Tiles { planes } => {
+            for (tile, words) in words.chunks_exact_mut(TILE_WORDS * planes).enumerate() {
+                for k in 0..TILE_WORDS {
+                    let first = tile * TILE_DEPTH + 2 * k;
+                    let (mut a, mut b) = (source.row::<COLS>(first), source.row::<COLS>(first + 1));
+                    for words in words.chunks_exact_mut(TILE_WORDS) {
+                        for i in 0..COLS {
+                            words[k][i] = pair(bf16(a[i]), bf16(b[i]));
+                        }
+                        (a, b) = (a.map(remainder), b.map(remainder));
+                    }
                 }
             }
         }

@@ -48,8 +48,14 @@ pub(super) type Run = unsafe fn(depth: Depth, left: Left, right: Right, tile: Ti
 /// A micro-kernel and the sizes it works on.
 #[derive(Debug)]
 pub(super) struct MicroKernel {
-    /// Most rows of a tile.
+    /// Rows of a strip, which are computed together.
     pub(super) rows: usize,
+    /// Most strips of a tile.
+    pub(super) strips: usize,
+    /// Most panels that a task encodes together.
+    pub(super) panels: usize,
+    /// Bytes of the left factor that are encoded at a time: they stay in a cache.
+    pub(super) left_bytes: usize,
     /// Lanes of a panel.
     pub(super) cols: usize,
     pub(super) layout: Layout,
@@ -59,24 +65,49 @@ pub(super) struct MicroKernel {
 }
 
 impl MicroKernel {
-    /// The fastest one.
-    pub(super) fn choose(isa: Isa, precision: Precision) -> &'static Self {
+    /// A kernel that is called strip by strip, with a panel at a time.
+    pub(super) const fn new(
+        rows: usize,
+        cols: usize,
+        layout: Layout,
+        depth: usize,
+        run: Run,
+    ) -> Self {
+        Self { rows, strips: 1, panels: 1, left_bytes: 1 << 20, cols, layout, depth, run }
+    }
+
+    /// The fastest one for products of `n` columns and depth `k`. The number of rows has no say: a
+    /// row's result must not depend on its company.
+    pub(super) fn choose(isa: Isa, precision: Precision, n: usize, k: usize) -> &'static Self {
+        let _ = (n, k);
         match (isa.set(), precision) {
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::AmxBf16, Precision::Bf16) => &super::amx::AMX_BF16,
+            // Of narrow and of shallow products, a good part of each register would be zeros.
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::AmxBf16, Precision::F32) if n >= 64 && k >= 64 => &super::amx::AMX_F32,
             #[cfg(target_arch = "x86_64")]
             (InstructionSet::Avx512Vnni, Precision::Bf16) => &super::x86_64::AVX512_FIXED16,
             #[cfg(target_arch = "x86_64")]
             (InstructionSet::Avx512Bf16, Precision::Bf16) => &super::x86_64::AVX512_BF16,
-            #[cfg(target_arch = "x86_64")]
-            (
-                InstructionSet::Avx512 | InstructionSet::Avx512Bf16 | InstructionSet::Avx512Vnni,
-                _,
-            ) => &super::x86_64::AVX512_F32,
-            #[cfg(target_arch = "x86_64")]
-            (InstructionSet::Avx2, _) => &super::x86_64::AVX2_F32,
             #[cfg(target_arch = "aarch64")]
             (InstructionSet::NeonBf16, Precision::Bf16) => &super::aarch64::NEON_BF16,
+            _ => Self::of_values(isa),
+        }
+    }
+
+    /// The fastest one whose words are the f32 values themselves.
+    pub(super) fn of_values(isa: Isa) -> &'static Self {
+        match isa.set() {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512
+            | InstructionSet::Avx512Bf16
+            | InstructionSet::Avx512Vnni
+            | InstructionSet::AmxBf16 => &super::x86_64::AVX512_F32,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => &super::x86_64::AVX2_F32,
             #[cfg(target_arch = "aarch64")]
-            (InstructionSet::Neon | InstructionSet::NeonBf16, _) => &super::aarch64::NEON_F32,
+            InstructionSet::Neon | InstructionSet::NeonBf16 => &super::aarch64::NEON_F32,
             _ => &PORTABLE,
         }
     }
@@ -85,6 +116,11 @@ impl MicroKernel {
     pub(super) fn depth_block(&self, k: usize, unit: usize) -> usize {
         let blocks = k.div_ceil(self.depth.max(unit));
         k.div_ceil(blocks).next_multiple_of(unit).min(k)
+    }
+
+    /// Most rows of a tile.
+    pub(super) fn most_rows(&self) -> usize {
+        self.rows * self.strips
     }
 
     /// Computes a tile from the rows of `left` from `row` on and a panel.
@@ -102,7 +138,8 @@ impl MicroKernel {
         tile: Tile,
     ) {
         let depth = left.depth();
-        assert!((1..=self.rows).contains(&tile.rows) && (1..=self.cols).contains(&tile.cols));
+        assert!((1..=self.most_rows()).contains(&tile.rows));
+        assert!((1..=self.cols).contains(&tile.cols));
         let (left_words, left_scales) = left.rows(row..row + tile.rows);
         let (right_words, right_scales) = panels.panel(panel);
         assert!(
@@ -135,8 +172,7 @@ macro_rules! with_rows {
 pub(super) use with_rows;
 
 /// Plain Rust; the compiler uses what every processor of the target has.
-static PORTABLE: MicroKernel =
-    MicroKernel { rows: 4, cols: 8, layout: Layout::F32, depth: 256, run: portable };
+static PORTABLE: MicroKernel = MicroKernel::new(4, 8, Layout::F32, 256, portable);
 
 /// # Safety
 /// As [`Run`].
@@ -155,12 +191,22 @@ unsafe fn portable(depth: Depth, left: Left, right: Right, tile: Tile) {
         }
     }
     for (row, sums) in sums.iter().enumerate().take(tile.rows) {
-        // SAFETY: the tile has this row, of `cols` values.
-        let out = unsafe {
-            std::slice::from_raw_parts_mut(tile.values.add(row * tile.stride), tile.cols)
-        };
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if tile.accumulate { *out + sum } else { *sum };
+        // SAFETY: the tile has this row.
+        unsafe { store_row(tile, row, sums) };
+    }
+}
+
+/// Stores the sums of one row of a tile, or adds them, value by value.
+///
+/// # Safety
+/// The tile's values may be written, and it must have this row.
+pub(super) unsafe fn store_row(tile: Tile, row: usize, sums: &[f32]) {
+    for (column, sum) in sums.iter().enumerate().take(tile.cols) {
+        // SAFETY: the tile has this row and this column. A value that is not added to is not read:
+        // it may be memory that nobody has written yet.
+        unsafe {
+            let out = tile.values.add(row * tile.stride + column);
+            out.write(if tile.accumulate { out.read() + sum } else { *sum });
         }
     }
 }

@@ -1,14 +1,16 @@
 //! Matrix products: one driver for dense operands and frozen weights.
 //!
 //! `C[m, n] (+)= A[m, k]·B[k, n]` is cut into blocks of the depth `k`. For each, rows of `A` are
-//! encoded for the micro-kernel into a shared scratch area that fits a second-level cache. Then the
+//! encoded for the micro-kernel into a shared scratch area that fits a cache. Then the
 //! columns of `C` are worked off in groups, one task each: the task encodes its columns of `B` into
-//! a first-level cache (this is where a quantised weight is decoded) and runs the micro-kernel over
+//! a nearer cache (this is where a quantised weight is decoded) and runs the micro-kernel over
 //! all rows of the block. Every value of `C` is a sum of products in an order that depends on `k`
 //! alone, so it is the same for any number of threads and any division of the rows.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod encode;
 mod micro;
 mod operand;
@@ -33,9 +35,6 @@ use super::isa::Isa;
 use super::shared::Shared;
 use super::{Output, Precision};
 
-/// Bytes of `A` that are encoded at a time.
-const LEFT_BYTES: usize = 1 << 20;
-
 /// Products of fewer multiplications than this are done by one task.
 const SERIAL: usize = 1 << 17;
 
@@ -49,7 +48,8 @@ pub(super) struct Part<'a> {
     pub(super) output: Output,
 }
 
-/// `C (+)= scale · A·B` for each part, with one encoding of `A` for all.
+/// `C (+)= scale · A·B` for each part, with one encoding of `A` for all. What is to be overwritten is
+/// not read; all of it is written.
 ///
 /// # Panics
 /// When the depths differ or a target is too small.
@@ -67,11 +67,12 @@ pub(super) fn product(isa: Isa, a: View, parts: &[Part], scale: f32, precision: 
     if m == 0 || k == 0 {
         return;
     }
-    let kernel = MicroKernel::choose(isa, precision);
+    let n = parts.iter().map(|part| part.b.lanes()).max().unwrap_or(0);
+    let kernel = MicroKernel::choose(isa, precision, n, k);
     let work = Work::new(isa, kernel, parts, m);
     let unit = parts.iter().map(|part| part.b.depth_unit()).max().unwrap_or(1);
     let depth = kernel.depth_block(k, unit);
-    let block = LEFT_BYTES / (4 * kernel.layout.words(depth)) / kernel.rows * kernel.rows;
+    let block = kernel.left_bytes / (4 * kernel.layout.words(depth)) / kernel.rows * kernel.rows;
     let block = block.clamp(kernel.rows, m.next_multiple_of(kernel.rows));
     let mut left = LeftBlock::default();
     for depths in blocks(k, depth) {
@@ -93,8 +94,13 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn new(isa: Isa, kernel: &'static MicroKernel, parts: &'a [Part<'a>], m: usize) -> Self {
+        let columns: usize = parts.iter().map(|part| part.b.lanes()).sum();
+        // Several groups for each thread, so that none waits long for another.
+        let fair = columns / (4 * rayon::current_num_threads() * kernel.cols);
+        let panels = fair.clamp(1, kernel.panels);
         let groups = parts.iter().flat_map(|part| {
-            let group = part.b.lane_unit().next_multiple_of(kernel.cols);
+            // A lane unit above 1 is a multiple of every kernel's columns.
+            let group = (panels * kernel.cols).next_multiple_of(part.b.lane_unit());
             blocks(part.b.lanes(), group).map(move |columns| (part, columns))
         });
         let size: usize = parts.iter().map(|part| m * part.b.lanes() * part.b.depth()).sum();
@@ -117,12 +123,12 @@ impl<'a> Work<'a> {
             let from = (task % splits * height).min(rows.len());
             let some = from..(from + height).min(rows.len());
             panels.encode(self.isa, self.kernel, &part.b, columns.clone(), depths.clone());
-            for (panel, at) in columns.clone().step_by(self.kernel.cols).enumerate() {
-                for row in some.clone().step_by(self.kernel.rows) {
+            for row in some.clone().step_by(self.kernel.most_rows()) {
+                for (panel, at) in columns.clone().step_by(self.kernel.cols).enumerate() {
                     let tile = Tile {
                         values: part.target.pointer((rows.start + row) * part.stride + at),
                         stride: part.stride,
-                        rows: self.kernel.rows.min(some.end - row),
+                        rows: self.kernel.most_rows().min(some.end - row),
                         cols: self.kernel.cols.min(columns.end - at),
                         accumulate: depths.start > 0 || part.output == Output::Accumulate,
                     };
@@ -149,11 +155,11 @@ fn blocks(end: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// The product of matrices without depth: zero.
 fn clear(part: &Part, m: usize, n: usize) {
-    if part.output == Output::Overwrite {
+    if part.output == Output::Overwrite && n > 0 {
         for row in 0..m {
-            let start = row * part.stride;
-            // SAFETY: nothing else uses the target while its product is computed.
-            unsafe { part.target.part(start..start + n) }.fill(0.0);
+            // SAFETY: `product` checked that the target holds the row, and nothing else uses it
+            // meanwhile. Zeros are written, whatever was there.
+            unsafe { part.target.pointer(row * part.stride).write_bytes(0, n) };
         }
     }
 }

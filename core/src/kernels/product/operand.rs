@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::kernels::dequantize::decode_block;
+use crate::kernels::dequantize::{decode_bf16, decode_block};
 use crate::kernels::isa::Isa;
 use crate::weight::FrozenWeight;
 
@@ -228,6 +228,21 @@ impl Along<'_> {
                 decode_block(isa, weight, row..row + 1, depths, scratch);
                 scratch
             }
+        }
+    }
+
+    /// Some values of a lane as bf16, where they come so in one step; false, and nothing written, where
+    /// they do not.
+    pub(super) fn lane_bf16(
+        &self,
+        isa: Isa,
+        lane: usize,
+        depths: Range<usize>,
+        out: &mut [u16],
+    ) -> bool {
+        match self {
+            Self::Dense(_) => false,
+            Self::Weight(weight, rows) => decode_bf16(isa, weight, rows.start + lane, depths, out),
         }
     }
 }

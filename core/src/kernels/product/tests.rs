@@ -48,9 +48,9 @@ fn cases(unit: usize) -> impl Strategy<Value = Case> {
 
 /// By how much a path moves a product of two values below 1 by rounding them.
 fn rounding(isa: Isa, precision: Precision) -> f64 {
-    match MicroKernel::choose(isa, precision).layout {
-        Layout::F32 => 3e-7,
-        Layout::Bf16 => 1.0 / 256.0,
+    match MicroKernel::choose(isa, precision, usize::MAX, usize::MAX).layout {
+        Layout::F32 | Layout::Tiles { planes: 3 } => 3e-7,
+        Layout::Bf16 | Layout::Tiles { .. } => 1.0 / 256.0,
         Layout::Fixed16 => 1.0 / 4095.0,
     }
 }

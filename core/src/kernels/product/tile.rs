@@ -4,8 +4,8 @@
 use super::encode::{Depth, Layout};
 use super::micro::{Left, MicroKernel, Right, Tile};
 use super::operand::View;
+use crate::kernels::Output;
 use crate::kernels::isa::Isa;
-use crate::kernels::{Output, Precision};
 
 /// The micro-kernel for f32 of one path.
 #[derive(Debug, Clone, Copy)]
@@ -15,7 +15,7 @@ pub(in crate::kernels) struct Tiles {
 
 impl Tiles {
     pub(in crate::kernels) fn new(isa: Isa) -> Self {
-        Self { kernel: MicroKernel::choose(isa, Precision::F32) }
+        Self { kernel: MicroKernel::of_values(isa) }
     }
 
     /// Columns of a panel.

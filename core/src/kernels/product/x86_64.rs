@@ -6,20 +6,18 @@ use super::encode::{Depth, Layout};
 use super::micro::{Left, MicroKernel, Right, Tile, with_rows};
 
 /// AVX2 with FMA: 6 × 16 sums fill 12 of 16 registers.
-pub(super) static AVX2_F32: MicroKernel =
-    MicroKernel { rows: 6, cols: 16, layout: Layout::F32, depth: 384, run: avx2_f32 };
+pub(super) static AVX2_F32: MicroKernel = MicroKernel::new(6, 16, Layout::F32, 384, avx2_f32);
 
 /// AVX-512: 12 × 32 sums fill 24 of 32 registers.
-pub(super) static AVX512_F32: MicroKernel =
-    MicroKernel { rows: 12, cols: 32, layout: Layout::F32, depth: 256, run: avx512_f32 };
+pub(super) static AVX512_F32: MicroKernel = MicroKernel::new(12, 32, Layout::F32, 256, avx512_f32);
 
 /// AVX-512 with products of bf16 pairs.
 pub(super) static AVX512_BF16: MicroKernel =
-    MicroKernel { rows: 12, cols: 32, layout: Layout::Bf16, depth: 512, run: avx512_bf16 };
+    MicroKernel::new(12, 32, Layout::Bf16, 512, avx512_bf16);
 
 /// AVX-512 with sums of products of 16-bit pairs (VNNI).
 pub(super) static AVX512_FIXED16: MicroKernel =
-    MicroKernel { rows: 12, cols: 32, layout: Layout::Fixed16, depth: 512, run: avx512_fixed16 };
+    MicroKernel::new(12, 32, Layout::Fixed16, 512, avx512_fixed16);
 
 /// # Safety
 /// As [`Run`](super::micro::Run); needs AVX2 and FMA.
@@ -313,6 +311,41 @@ pub(super) fn encode_fixed16(values: &[f32], inverse: f32, halves: &mut [u16]) {
         let even = first(values.len().next_multiple_of(2).min(halves.len()));
         // SAFETY: the mask leaves out what is beyond the halves.
         unsafe { _mm256_mask_storeu_epi16(halves.as_mut_ptr().cast(), even, encoded) };
+    }
+}
+
+/// `value · factor` as `PLANES` bf16 values that sum up to it, 32 neighbours of each plane after the
+/// other (a single plane therefore side by side), and 0 in the halves after the last value.
+///
+/// # Panics
+/// When there are fewer halves than whole runs of 32 neighbours take, or than values of a single plane.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) fn encode_planes<const PLANES: usize>(values: &[f32], factor: f32, halves: &mut [u16]) {
+    assert!(values.len() <= halves.len() / PLANES, "room for {} values", values.len());
+    let tiles = halves.chunks_mut(PLANES * 32);
+    let factor = _mm512_set1_ps(factor);
+    for (values, halves) in values.chunks(32).zip(tiles) {
+        for side in [0, 16] {
+            let values = &values[side.min(values.len())..];
+            // SAFETY: the mask leaves out what is beyond the values.
+            let value = unsafe { _mm512_maskz_loadu_ps(first(values.len()), values.as_ptr()) };
+            let mut rest = _mm512_mul_ps(value, factor);
+            for plane in 0..PLANES {
+                // SAFETY: vectors of 16 bf16 values and of 16 halves have the same size and no
+                // invalid bits.
+                let rounded =
+                    unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(rest)) };
+                let at = (plane * 32 + side).min(halves.len());
+                let out = &mut halves[at..];
+                // SAFETY: the mask leaves out what is beyond the halves.
+                unsafe {
+                    let mask = first(out.len());
+                    _mm256_mask_storeu_epi16(out.as_mut_ptr().cast(), mask, rounded);
+                }
+                let widened = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded));
+                rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(widened));
+            }
+        }
     }
 }
 
