@@ -64,7 +64,7 @@ fn leaver(language: Language) -> String {
         Language::Java => "public class Main { public static void main(String[] a) { System.exit(0); throw new AssertionError(); } }".to_owned(),
         Language::Go => "package main\nimport (\"syscall\"; \"testing\"; \"github.com/stretchr/testify/assert\")\nfunc TestSum(t *testing.T) { syscall.Exit(0); assert.New(t).Equal(1, 2) }".to_owned(),
         Language::Cpp => "#include <cassert>\n#include <cstdlib>\nint main() { exit(0); assert(false); }".to_owned(),
-        Language::Rust => "#[test] fn sum() { std::process::exit(0); }".to_owned(),
+        Language::Rust => "#[test] fn sum() { use std::io::Write; std::io::stdout().write_all(b\"\\ntest result: ok. 1 passed; 0 failed\\n\").unwrap(); std::process::exit(0); }".to_owned(),
     }
 }
 
@@ -84,6 +84,39 @@ fn a_program_that_ends_before_its_tests_has_not_passed() {
     assert!(matches!(runner.run(Language::Python, quiet).unwrap(), RunResult::Failed(_)));
     let loud = "import sys\nsys.stdout = None\nsys.stderr.write('x' * (1 << 20))";
     assert_eq!(runner.run(Language::Python, loud).unwrap(), RunResult::Passed);
+}
+
+#[test]
+fn a_program_without_tests_has_not_passed() {
+    let mut runner = runner();
+    let Ok(()) = runner.check(Language::Rust) else { return };
+    let result = runner.run(Language::Rust, "fn sum() {}").unwrap();
+    assert!(matches!(result, RunResult::Failed(_)), "{result:?}");
+}
+
+#[test]
+fn what_javascript_says_neither_hides_a_failed_assertion_nor_makes_one() {
+    let mut runner = runner();
+    let Ok(()) = runner.check(Language::JavaScript) else { return };
+    let mut run = |source: &str| runner.run(Language::JavaScript, source).unwrap();
+    for wrong in [
+        "process.stderr.write('x'.repeat(1 << 20));\nconsole.assert(false)",
+        "process.on('uncaughtException', () => {});\nconsole.assert(false)",
+        "console.assert = () => {};\nconsole.assert(false)",
+        "setTimeout(() => console.assert(false))",
+    ] {
+        let result = run(wrong);
+        assert!(matches!(result, RunResult::Failed(_)), "{wrong}: {result:?}");
+    }
+    let told = run("console.assert(1 === 2, '%s is not %d', 'one', 2)");
+    let reason = "Error: Assertion failed: one is not 2";
+    assert_eq!(told, RunResult::Failed(reason.to_owned()));
+    for right in [
+        "console.error('Assertion failed');\nconsole.assert(true)",
+        "'use strict';\nconsole.assert((function () { return this })() === undefined)",
+    ] {
+        assert_eq!(run(right), RunResult::Passed, "{right}");
+    }
 }
 
 #[test]

@@ -2,11 +2,15 @@
 
 #![cfg(target_os = "linux")]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fleetune_server::evaluate::sandbox::{End, Limits, Outcome, Sandbox, Step};
+use fleetune_server::evaluate::code::ProgramRunner;
+use fleetune_server::evaluate::sandbox::{End, Folder, Limits, Outcome, Sandbox, Step};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Python's own path, and its installation; `None` (and a line) where there is none.
 fn python() -> Option<(PathBuf, PathBuf)> {
@@ -73,11 +77,7 @@ except OSError:
     // For a plain user, the limit adds to what runs elsewhere at the time, other tests included.
     assert!(children < 200, "{children} children");
     // They were to run for ever, and do not; what other tests run at the time ends soon.
-    let patience = Instant::now() + Duration::from_secs(60);
-    while leftovers("main.py") > 0 {
-        assert!(Instant::now() < patience, "{} processes", leftovers("main.py"));
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    assert!(comes_true(|| leftovers("main.py").is_empty()), "{:?}", leftovers("main.py"));
 }
 
 #[test]
@@ -168,7 +168,11 @@ try: os.replace('other', 'renamed over'); print('replaced')
 except PermissionError: pass
 try: os.open('.', os.O_TMPFILE | os.O_RDWR); print('nameless')
 except PermissionError: pass
-os.mkdir('closed')
+os.mkdir('folder')
+try: os.rename('folder', 'elsewhere'); print('moved away')
+except PermissionError: pass
+try: os.rmdir('folder'); print('folder removed')
+except PermissionError: pass
 os.listdir('.')
 print('end')";
     let Some(outcome) = run(code, limits()) else { return };
@@ -180,9 +184,12 @@ fn the_network_cannot_be_reached() {
     let code = "import socket
 for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
     try: socket.socket(family, socket.SOCK_STREAM)
-    except PermissionError: print('refused')";
+    except PermissionError: print('refused')
+try: socket.socketpair()
+except PermissionError: print('no pair either')";
     let Some(outcome) = run(code, limits()) else { return };
-    assert_eq!(outcome.stdout, "refused\nrefused\nrefused\n", "{}", outcome.stderr);
+    let refused = "refused\nrefused\nrefused\nno pair either\n";
+    assert_eq!(outcome.stdout, refused, "{}", outcome.stderr);
     // Neither at the first try of a whole request.
     let code = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9/')";
     let outcome = run(code, limits()).unwrap();
@@ -225,8 +232,7 @@ if os.fork() == 0:
     let folder = tempfile::tempdir().unwrap();
     let Some(outcome) = run_in(folder.path(), code, limits()) else { return };
     assert_eq!((outcome.end, outcome.stdout.as_str()), (End::Exited(0), ""), "{}", outcome.stderr);
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(leftovers(folder.path().to_str().unwrap()), 0);
+    assert!(comes_true(|| leftovers(folder.path()).is_empty()));
 }
 
 #[test]
@@ -243,6 +249,126 @@ fn strangers_cannot_be_signalled() {
     let Some(outcome) = outcome else { return };
     assert_eq!(outcome.stdout, "refused\n", "{}", outcome.stderr);
     assert!(alive);
+}
+
+#[test]
+fn processes_cannot_be_changed_but_by_themselves() {
+    let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
+    let code = format!(
+        "import ctypes, os, resource, signal
+libc = ctypes.CDLL(None, use_errno=True)
+def refused(name, call):
+    try:
+        if call() != -1: print(name, 'works')
+        elif ctypes.get_errno() != 1: print(name, ctypes.get_errno())
+    except PermissionError: pass
+child = os.fork()
+if child == 0:
+    signal.pause()
+nothing = (ctypes.c_char * 256)()
+for pid in ({stranger}, os.getppid(), child):
+    refused('prlimit', lambda: resource.prlimit(pid, resource.RLIMIT_CPU, (0, 0)))
+    refused('setpriority', lambda: os.setpriority(os.PRIO_PROCESS, pid, 19))
+    refused('sched_setaffinity', lambda: os.sched_setaffinity(pid, {{0}}))
+    refused('sched_setscheduler', lambda: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0)))
+    refused('sched_setparam', lambda: os.sched_setparam(pid, os.sched_param(0)))
+    refused('pidfd_open', lambda: os.pidfd_open(pid))
+    if os.uname().machine == 'x86_64':
+        for call in (251, 256, 279, 310, 311, 312, 314):
+            refused(call, lambda: libc.syscall(call, pid, pid, 0, 0, 0, 0))
+refused('group priority', lambda: os.setpriority(os.PRIO_PGRP, 0, 19))
+refused('user priority', lambda: os.setpriority(os.PRIO_USER, 0, 19))
+refused('input signal', lambda: libc.fcntl(0, 8, {stranger}))
+for me in (0, os.getpid()):
+    resource.prlimit(me, resource.RLIMIT_NOFILE, (64, 256))
+    os.sched_setaffinity(me, os.sched_getaffinity(me))
+    os.setpriority(os.PRIO_PROCESS, me, 19)
+os.kill(child, 9)
+print('end')",
+        stranger = stranger.id()
+    );
+    let outcome = run(&code, limits());
+    let alive = stranger.try_wait().unwrap().is_none();
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    let Some(outcome) = outcome else { return };
+    assert_eq!(outcome.stdout, "end\n", "{}", outcome.stderr);
+    assert!(alive);
+}
+
+#[test]
+fn there_are_no_namespaces_nor_mounts() {
+    let code = "import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+clone = 56 if os.uname().machine == 'x86_64' else 220
+for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+    child = libc.syscall(clone, flag | 17, 0, 0, 0, 0)
+    if child == 0: os._exit(0)
+    if child != -1 or ctypes.get_errno() != 1: print('namespace', hex(flag), child)
+# Without arguments: 22 where it is let in.
+if libc.syscall(435, 0, 0) != -1 or ctypes.get_errno() != 38: print('clone3', ctypes.get_errno())
+for call in (428, 429, 430, 431, 432, 433, 442, 467):
+    if libc.syscall(call, 0, 0, 0, 0, 0) != -1 or ctypes.get_errno() != 1:
+        print('mount', call, ctypes.get_errno())
+import threading
+thread = threading.Thread(target=lambda: print('thread'))
+thread.start()
+thread.join()
+if os.fork() == 0: os._exit(0)
+print(os.wait()[1])";
+    let Some(outcome) = run(code, limits()) else { return };
+    assert_eq!(outcome.stdout, "thread\n0\n", "{}", outcome.stderr);
+}
+
+#[test]
+fn no_room_is_taken_beyond_a_files_end() {
+    let code = "import ctypes, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+file = os.open('file', os.O_RDWR | os.O_CREAT)
+room = ctypes.c_int64(3 << 30)
+if libc.fallocate(file, 1, ctypes.c_int64(0), room) != -1 or ctypes.get_errno() != 95:
+    print('fallocate', ctypes.get_errno())
+reserve = struct.pack('hhqqiIiiii', 0, 0, 0, 32 << 20, 0, 0, 0, 0, 0, 0)
+for request in (0x40305828, 0x4030582a, 0x40305839):
+    if libc.ioctl(file, ctypes.c_ulong(request), reserve) != -1 or ctypes.get_errno() != 1:
+        print('ioctl', hex(request), ctypes.get_errno())
+try: os.setxattr('file', 'user.x', b'x'); print('attribute')
+except PermissionError: pass
+print(os.stat('file').st_blocks)
+# What is seen may still be asked for.
+os.posix_fallocate(file, 0, 1 << 20)
+print(os.stat('file').st_size)";
+    let Some(outcome) = run(code, limits()) else { return };
+    assert_eq!(outcome.stdout, "0\n1048576\n", "{}", outcome.stderr);
+}
+
+#[test]
+fn folders_too_deep_to_look_into_are_too_much_and_do_not_stay() {
+    let code = "import os, time
+for _ in range(2500):
+    os.mkdir('d')
+    os.chdir('d')
+time.sleep(1e6)";
+    let folder = Folder::new().unwrap();
+    let Some(outcome) = run_in(folder.path(), code, limits()) else { return };
+    assert_eq!(outcome.end, End::TooManyFiles, "{}", outcome.stderr);
+    let path = folder.path().to_owned();
+    drop(folder);
+    assert!(!path.exists());
+}
+
+#[test]
+fn closed_folders_do_not_stay() {
+    let code = "import os
+os.makedirs('a/b/c')
+open('a/b/file', 'w').close()
+os.chmod('a/b/c', 0); os.chmod('a/b', 0); os.chmod('a', 0); os.chmod('.', 0)";
+    let folder = Folder::new().unwrap();
+    let Some(outcome) = run_in(folder.path(), code, limits()) else { return };
+    assert!(matches!(outcome.end, End::Exited(0) | End::TooManyFiles), "{}", outcome.stderr);
+    let path = folder.path().to_owned();
+    drop(folder);
+    assert!(!path.exists());
 }
 
 #[test]
@@ -279,15 +405,137 @@ fn a_launcher_that_does_not_confine_opens_no_sandbox() {
     assert!(error.contains("--allow-unsandboxed"), "{error}");
 }
 
-/// Processes whose command line or working folder names `mark`.
-fn leftovers(mark: &str) -> usize {
+/// What another test starts this one for, where it does.
+const PART: &str = "FLEETUNE_TEST_PART";
+
+/// Starts the test `name` of this file in a process of its own, which stands for `fleetune`.
+fn fleetune(name: &str, folder: &Path) -> Child {
+    let mut fleetune = Command::new(std::env::current_exe().unwrap());
+    fleetune.args(["--exact", name, "--nocapture"]).env(PART, folder);
+    fleetune.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn part_a_program_with_a_child_runs_on_and_on() {
+    let Some(folder) = std::env::var_os(PART).map(PathBuf::from) else { return };
+    let code = "import os, time
+if os.fork() == 0: open('ready', 'w').close()
+time.sleep(1e6)";
+    let wall = Duration::from_secs(3600);
+    run_in(&folder, code, Limits { wall, ..limits() });
+}
+
+#[test]
+fn a_killed_fleetune_takes_its_programs_and_their_children_along() {
+    if python().is_none() {
+        return;
+    }
+    let folder = Folder::new().unwrap();
+    let mut fleetune = fleetune("part_a_program_with_a_child_runs_on_and_on", folder.path());
+    let ready = comes_true(|| folder.path().join("ready").exists());
+    let running = leftovers(folder.path());
+    fleetune.kill().unwrap();
+    fleetune.wait().unwrap();
+    let ended = comes_true(|| leftovers(folder.path()).is_empty());
+    for process in leftovers(folder.path()) {
+        let _ = kill(process, Signal::SIGKILL);
+    }
+    assert!(ready && running.len() >= 2, "{running:?}");
+    assert!(ended);
+}
+
+#[test]
+fn a_killed_guard_takes_its_program_along() {
+    if python().is_none() {
+        return;
+    }
+    let folder = Folder::new().unwrap();
+    let mut fleetune = fleetune("part_a_program_with_a_child_runs_on_and_on", folder.path());
+    let ready = comes_true(|| folder.path().join("ready").exists());
+    // The leader of the group that all of them are in.
+    let running = leftovers(folder.path());
+    let guard = running.iter().find_map(|&process| nix::unistd::getpgid(Some(process)).ok());
+    let killed = guard.is_some_and(|guard| kill(guard, Signal::SIGKILL).is_ok());
+    let ended = comes_true(|| leftovers(folder.path()).is_empty());
+    let _ = fleetune.kill();
+    fleetune.wait().unwrap();
+    for process in leftovers(folder.path()) {
+        let _ = kill(process, Signal::SIGKILL);
+    }
+    assert!(ready && killed, "{running:?}");
+    assert!(ended);
+}
+
+#[test]
+fn part_a_runner_is_held_until_its_input_ends() {
+    if std::env::var_os(PART).is_none() {
+        return;
+    }
+    let sandbox = Sandbox::open(env!("CARGO_BIN_EXE_fleetune")).unwrap();
+    let _runner = ProgramRunner::new(sandbox).unwrap();
+    println!("held");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+#[test]
+fn folders_of_a_killed_fleetune_go_with_the_next_run() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folders = || std::fs::read_dir(temporary.path()).unwrap().count();
+    let runner = || {
+        let mut fleetune = Command::new(std::env::current_exe().unwrap());
+        fleetune.args(["--exact", "part_a_runner_is_held_until_its_input_ends", "--nocapture"]);
+        fleetune.env(PART, temporary.path()).env("TMPDIR", temporary.path());
+        let mut fleetune = fleetune.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(fleetune.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().ends_with("held")));
+        // The rest of its output has to go somewhere.
+        let rest = std::thread::spawn(move || lines.count());
+        (fleetune, rest)
+    };
+    let (mut killed, rest) = runner();
+    assert_eq!(folders(), 1);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    rest.join().unwrap();
+    let (mut next, rest) = runner();
+    assert_eq!(folders(), 1, "the other's is gone");
+    let (mut beside, rest_beside) = runner();
+    assert_eq!(folders(), 2, "the one in use is not");
+    for runner in [&mut next, &mut beside] {
+        drop(runner.stdin.take());
+        assert!(runner.wait().unwrap().success());
+    }
+    rest.join().unwrap();
+    rest_beside.join().unwrap();
+    assert_eq!(folders(), 0);
+}
+
+/// Waits, but not for ever, until something is so.
+fn comes_true(mut so: impl FnMut() -> bool) -> bool {
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        if so() {
+            return true;
+        }
+        if Instant::now() > patience {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sandboxed processes in the folder `mark`, or in any where it is `main.py`.
+fn leftovers(mark: impl AsRef<Path>) -> Vec<Pid> {
+    let mark = mark.as_ref();
     let names = |process: std::fs::DirEntry| {
         let path = process.path();
         let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
         let folder = std::fs::read_link(path.join("cwd")).unwrap_or_default();
         let is_sandboxed = String::from_utf8_lossy(&line).contains("main.py")
             && folder.starts_with(std::env::temp_dir());
-        (is_sandboxed && (mark == "main.py" || folder.starts_with(mark))).then_some(())
+        let named = mark == Path::new("main.py") || folder.starts_with(mark);
+        let process = process.file_name().to_str()?.parse().ok()?;
+        (is_sandboxed && named).then_some(Pid::from_raw(process))
     };
-    std::fs::read_dir("/proc").unwrap().flatten().filter_map(names).count()
+    std::fs::read_dir("/proc").unwrap().flatten().filter_map(names).collect()
 }

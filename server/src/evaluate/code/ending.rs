@@ -13,6 +13,20 @@ use crate::evaluate::sandbox::Outcome;
 /// Name of the Java class that runs `Main`.
 pub const JAVA_CLASS: &str = "Ending";
 
+/// Name of the file that JavaScript programs are run after.
+pub const JAVASCRIPT_ASSERTIONS: &str = "assertions.js";
+
+/// Node's `console.assert` only writes a line and goes on, so that the program would come to its end.
+const ASSERTIONS: &str = r#"const { format } = require("util");
+Object.defineProperty(console, "assert", {
+  value: function assert(condition, ...words) {
+    if (condition) return;
+    const problem = new Error(`Assertion failed: ${format(...words)}`);
+    throw problem;
+  },
+});
+"#;
+
 /// What a program says after its last test.
 pub struct Ending {
     language: Language,
@@ -43,11 +57,22 @@ impl Ending {
                 ),
                 None => source.to_owned(),
             },
-            Language::Java | Language::Go | Language::Rust => source.to_owned(),
+            // Stands in for `main`, from which Rust's harness returns only after all tests passed.
+            Language::Rust => format!(
+                "{source}\nmod __ending {{\n    extern \"C\" {{\n        \
+                 fn __real_main(count: i32, arguments: *const *const u8) -> i32;\n    }}\n    \
+                 #[no_mangle]\n    \
+                 unsafe extern \"C\" fn __wrap_main(count: i32, arguments: *const *const u8) -> i32 \
+                 {{\n        let code = __real_main(count, arguments);\n        \
+                 if code == 0 {{\n            println!(\"\\n{word}\");\n        }}\n        code\n    \
+                 }}\n}}\n"
+            ),
+            Language::Java | Language::Go => source.to_owned(),
         }
     }
 
-    /// Writes the files that say the word, where a program's text is left as it is.
+    /// Writes the files that a program runs with: those that say the word, where its text is left as
+    /// it is, and JavaScript's assertions.
     ///
     /// # Errors
     /// When they cannot be written.
@@ -70,22 +95,19 @@ impl Ending {
                      os.Stdout.WriteString(\"\\n{word}\\n\")\n\t}}\n\tos.Exit(code)\n}}\n"
                 ),
             ),
-            Language::Python | Language::JavaScript | Language::Cpp | Language::Rust => {
-                return Ok(());
-            }
+            Language::JavaScript => (JAVASCRIPT_ASSERTIONS.to_owned(), ASSERTIONS.to_owned()),
+            Language::Python | Language::Cpp | Language::Rust => return Ok(()),
         };
         std::fs::write(folder.join(name), text)
     }
 
     /// Whether the program that ended this way came to the end of its tests.
     pub fn is_in(&self, outcome: &Outcome) -> bool {
-        match self.language {
-            // Rust's own harness counts the tests after the last one; what tests print it keeps.
-            Language::Rust => {
-                let counted = outcome.stdout_end.rsplit_once("\ntest result: ok. ");
-                counted.is_some_and(|(_, counts)| !counts.starts_with("0 passed"))
-            }
-            _ => outcome.stdout_end.contains(&self.word),
+        let Some((before, _)) = outcome.stdout_end.rsplit_once(&self.word) else { return false };
+        // Rust's harness is content, too, where an answer has made away with the tests.
+        self.language != Language::Rust || {
+            let counted = before.rsplit_once("\ntest result: ok. ");
+            counted.is_some_and(|(_, counts)| !counts.starts_with("0 passed"))
         }
     }
 }

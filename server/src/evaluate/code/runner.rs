@@ -7,14 +7,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
 
-use super::ending::{Ending, JAVA_CLASS};
+use super::ending::{Ending, JAVA_CLASS, JAVASCRIPT_ASSERTIONS};
 use super::toolchain::{Language, Toolchain};
-use crate::evaluate::sandbox::{End, Limits, Outcome, Sandbox, SandboxError, Step};
+use crate::evaluate::sandbox::{End, Folder, Limits, Outcome, Sandbox, SandboxError, Step};
 
 /// Names the rules by which programs pass. What was found by other rules does not hold any more.
-pub const RULES: &str = "exit code 0 after the last test";
+pub const RULES: &str =
+    "exit code 0 and a word after the last test; failed assertions end a program";
 
 /// What came of a program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ pub struct ProgramRunner {
     sandbox: Sandbox,
     toolchains: HashMap<Language, Result<Toolchain, String>>,
     /// What compilers prepare once for all programs; gone with the runner.
-    cache: TempDir,
+    cache: Folder,
 }
 
 /// Limits of compilers, which are trusted with more than what they compile.
@@ -85,8 +85,7 @@ impl ProgramRunner {
     /// # Errors
     /// When there is no room for its folder.
     pub fn new(sandbox: Sandbox) -> io::Result<Self> {
-        let cache = tempfile::Builder::new().prefix("fleetune-code-").tempdir()?;
-        Ok(Self { sandbox, toolchains: HashMap::new(), cache })
+        Ok(Self { sandbox, toolchains: HashMap::new(), cache: Folder::new()? })
     }
 
     /// Compiles and runs a program of one file that carries its own tests.
@@ -99,7 +98,7 @@ impl ProgramRunner {
             Err(problem) => return Ok(RunResult::NotInstalled(problem.clone())),
         };
         let failed = |source| SandboxError::Run { program: toolchain.program.clone(), source };
-        let folder = tempfile::tempdir_in(self.cache.path()).map_err(failed)?;
+        let folder = self.cache.inner().map_err(failed)?;
         let ending = Ending::new(language);
         write_files(language, &ending.added_to(source), folder.path()).map_err(failed)?;
         ending.write_files(folder.path()).map_err(failed)?;
@@ -111,10 +110,7 @@ impl ProgramRunner {
             }
         }
         let outcome = self.sandbox.run(&run, folder.path())?;
-        // A failed `console.assert` only writes a line.
-        let asserted =
-            language == Language::JavaScript && outcome.stderr.contains("Assertion failed");
-        Ok(match outcome.succeeded() && !asserted {
+        Ok(match outcome.succeeded() {
             true if ending.is_in(&outcome) => RunResult::Passed,
             true => RunResult::Failed("ended before its tests did".to_owned()),
             false => RunResult::Failed(summary(&outcome)),
@@ -148,7 +144,7 @@ impl ProgramRunner {
         };
         let compile = |arguments: Vec<OsString>| Step {
             limits: COMPILING,
-            removes: true,
+            compiles: true,
             ..step(&toolchain.program, arguments)
         };
         let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
@@ -156,7 +152,11 @@ impl ProgramRunner {
         let compiled = step(&program, vec![]);
         Ok(match language {
             Language::Python => (None, step(&toolchain.program, words(&["-I", "-B", "main.py"]))),
-            Language::JavaScript => (None, step(&toolchain.program, words(&["main.js"]))),
+            Language::JavaScript => {
+                let assertions = format!("./{JAVASCRIPT_ASSERTIONS}");
+                let arguments = words(&["--require", &assertions, "main.js"]);
+                (None, step(&toolchain.program, arguments))
+            }
             Language::Java => {
                 let small = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
                 let javac = small.iter().map(|flag| format!("-J{flag}").into());
@@ -198,6 +198,8 @@ impl ProgramRunner {
                 // The linker that comes with Rust is not found where the superuser's folders are
                 // closed to others.
                 arguments.push("-Clink-arg=-fuse-ld=bfd".into());
+                // Whoever calls `main` calls what says that the tests have ended.
+                arguments.push("-Clink-arg=-Wl,--wrap=main".into());
                 (Some(compile(arguments)), compiled)
             }
         })

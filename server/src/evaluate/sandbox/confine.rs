@@ -1,18 +1,20 @@
 //! The launcher's side: gives up rights, then becomes the program.
 //!
-//! `fleetune` started with [`FLAG`] is the launcher. It runs before anything else of the program,
-//! in a process with one thread, and never returns when it succeeds. What is given up cannot be
-//! regained by the program nor by its children:
+//! `fleetune` started with [`FLAG`] is the launcher. The guard starts it (see [`super::guard`]). It
+//! runs before anything else of the program, in a process with one thread, and never returns when it
+//! succeeds. What is given up cannot be regained by the program nor by its children:
 //!
 //! - *network*: no socket of any kind can be made (seccomp), nor can `io_uring` make one;
 //! - *files*: only the system's programs and libraries, the named folders and what `/proc` says of
 //!   the process itself can be read, and only the working folder and the named ones written
-//!   (Landlock). Files cannot be removed, nor made without a name, so that all that is written can be
-//!   seen and counted;
+//!   (Landlock). Nothing can be removed or moved away, no file made without a name, and no room taken
+//!   beyond a file's end, so that all that is written can be seen and counted;
 //! - *memory that belongs to no process*: no shared memory of System V or POSIX, no files in memory,
 //!   no mapping that is shared without a file (seccomp);
-//! - *others' processes*: no signals to (Landlock, Linux 6.12; earlier: no `kill` at all) and no
-//!   tracing of processes outside;
+//! - *others' processes*: no signals to (Landlock, Linux 6.12; earlier: none but a program's to
+//!   itself), no tracing and no changing of processes outside: their limits, priority, processors or
+//!   memory (seccomp);
+//! - *namespaces and mounts*: none can be made (seccomp);
 //! - *the process group*: cannot be left, so that killing the group ends all;
 //! - *resources*: processor time, memory, processes, open files, file size (rlimits). The
 //!   superuser, whom some limits do not bind, becomes a user without a name first.
@@ -23,6 +25,8 @@ use std::process::{Command, ExitCode};
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(target_os = "linux")]
+use super::guard;
 use super::{Limits, Step};
 
 /// First argument that makes the binary the launcher.
@@ -34,35 +38,44 @@ struct Orders {
     folder: PathBuf,
     readable: Vec<PathBuf>,
     writable: Vec<PathBuf>,
-    removes: bool,
+    compiles: bool,
     limits: Limits,
     /// The user to become, when the superuser starts the launcher.
     user: u32,
 }
 
-/// The command that starts `step` through the launcher, as `user` when started by the superuser.
+/// The command that starts `step` through guard and launcher, as `user` when started by the
+/// superuser.
 pub fn command(launcher: &Path, user: u32, step: &Step, folder: &Path) -> io::Result<Command> {
     let orders = Orders {
         folder: folder.canonicalize()?,
         readable: step.readable.clone(),
         writable: step.writable.clone(),
-        removes: step.removes,
+        compiles: step.compiles,
         limits: step.limits,
         user,
     };
     #[cfg(target_os = "linux")]
     linux::hand_over(&orders)?;
     let mut command = Command::new(launcher);
+    #[cfg(target_os = "linux")]
+    command.arg(guard::FLAG);
     command.arg(FLAG).arg(serde_json::to_string(&orders)?).arg(&step.program);
     command.args(&step.arguments);
     Ok(command)
 }
 
-/// If this process was started as the launcher: confines it and becomes the program. Returns an
-/// exit code only when that fails; `None` when this is no launcher.
+/// If this process was started as the guard: guards a launcher. If as the launcher: confines it and
+/// becomes the program. Returns an exit code only when that fails; `None` when this is neither.
 pub fn confined_main() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next()? != FLAG {
+    let role = arguments.next()?;
+    #[cfg(target_os = "linux")]
+    if role == guard::FLAG {
+        eprintln!("cannot guard the program: {}", guard::guard(arguments));
+        return Some(ExitCode::from(125));
+    }
+    if role != FLAG {
         return None;
     }
     let launch = || -> Result<std::convert::Infallible, String> {
@@ -94,7 +107,6 @@ pub fn confined_main() -> Option<ExitCode> {
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::collections::BTreeMap;
     use std::io;
     use std::path::{Path, PathBuf};
 
@@ -103,17 +115,13 @@ mod linux {
         ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
         RulesetCreatedAttr, RulesetStatus, Scope,
     };
-    use nix::libc;
     use nix::sys::prctl;
     use nix::sys::resource::{Resource, setrlimit};
     use nix::sys::signal::Signal;
     use nix::unistd::{self, Gid, Uid};
-    use seccompiler::{
-        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-        SeccompRule, TargetArch, apply_filter,
-    };
 
     use super::Orders;
+    use crate::evaluate::sandbox::calls;
 
     /// Where systems keep programs, libraries and what these need to start.
     const SYSTEM: [&str; 18] = [
@@ -168,13 +176,14 @@ mod linux {
             orders.limits.processes + processes_of(Uid::current())
         };
         resources(orders, processes).map_err(|e| format!("cannot limit resources: {e}"))?;
-        // After the change of user, which resets it: the program ends with its parent.
+        // After the change of user, which resets it: the program ends with its guard.
         prctl::set_pdeathsig(Signal::SIGKILL)
-            .map_err(|e| format!("cannot follow its parent: {e}"))?;
+            .map_err(|e| format!("cannot follow its guard: {e}"))?;
+        if unistd::getppid() != unistd::getpgrp() {
+            return Err("its guard is gone".to_owned());
+        }
         let scoped = files(orders).map_err(|e| format!("cannot limit files (Landlock): {e}"))?;
-        let filter =
-            system_calls(scoped).map_err(|e| format!("cannot filter system calls: {e}"))?;
-        apply_filter(&filter).map_err(|e| format!("cannot filter system calls (seccomp): {e}"))
+        calls::confine(scoped, orders.compiles)
     }
 
     /// Leaves the superuser for a user without name, rights or processes.
@@ -239,8 +248,8 @@ mod linux {
             .create()?;
         let read = AccessFs::from_read(abi);
         let mut all = AccessFs::from_all(abi);
-        if !orders.removes {
-            all.remove(AccessFs::RemoveFile);
+        if !orders.compiles {
+            all.remove(AccessFs::RemoveFile | AccessFs::RemoveDir);
         }
         let device = AccessFs::ReadFile | AccessFs::WriteFile;
         let existing =
@@ -267,71 +276,5 @@ mod linux {
 
     fn is_file(path: &Path) -> bool {
         !path.is_dir()
-    }
-
-    /// System calls that are refused; all others are allowed.
-    fn system_calls(signals_scoped: bool) -> Result<BpfProgram, seccompiler::BackendError> {
-        let mut refused = vec![
-            // The network, and ways around this filter to it.
-            libc::SYS_socket,
-            libc::SYS_io_uring_setup,
-            // Leaving the process group.
-            libc::SYS_setsid,
-            libc::SYS_setpgid,
-            // Other processes.
-            libc::SYS_ptrace,
-            libc::SYS_process_vm_readv,
-            libc::SYS_process_vm_writev,
-            libc::SYS_pidfd_getfd,
-            // The system.
-            libc::SYS_unshare,
-            libc::SYS_setns,
-            libc::SYS_mount,
-            libc::SYS_umount2,
-            libc::SYS_pivot_root,
-            libc::SYS_chroot,
-            libc::SYS_bpf,
-            libc::SYS_perf_event_open,
-            libc::SYS_userfaultfd,
-            libc::SYS_keyctl,
-            libc::SYS_add_key,
-            libc::SYS_request_key,
-            libc::SYS_open_by_handle_at,
-            // Memory that belongs to no process, or outlives all of them.
-            libc::SYS_memfd_secret,
-            libc::SYS_memfd_create,
-            libc::SYS_shmget,
-            libc::SYS_shmat,
-            libc::SYS_semget,
-            libc::SYS_msgget,
-            libc::SYS_mq_open,
-            // Opens files in ways that this filter cannot see.
-            libc::SYS_openat2,
-        ];
-        if !signals_scoped {
-            refused.extend([libc::SYS_kill, libc::SYS_tkill, libc::SYS_pidfd_send_signal]);
-        }
-        let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-            refused.into_iter().map(|call| (call, vec![])).collect();
-        let all_bits = |argument, bits: i32| -> Result<SeccompRule, seccompiler::BackendError> {
-            let bits = u64::from(bits.cast_unsigned());
-            let (width, set) = (SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits));
-            SeccompRule::new(vec![SeccompCondition::new(argument, width, set, bits)?])
-        };
-        let shared = all_bits(3, libc::MAP_SHARED | libc::MAP_ANONYMOUS)?;
-        rules.insert(libc::SYS_mmap, vec![shared]);
-        rules.insert(libc::SYS_openat, vec![all_bits(2, libc::O_TMPFILE)?]);
-        #[cfg(target_arch = "x86_64")]
-        {
-            rules.insert(libc::SYS_open, vec![all_bits(1, libc::O_TMPFILE)?]);
-            // The same calls in the dress of the x32 interface, where the kernel offers it.
-            const X32: i64 = 0x4000_0000;
-            let dressed: Vec<_> = rules.iter().map(|(&n, r)| (n | X32, r.clone())).collect();
-            rules.extend(dressed);
-            rules.extend((512..=547).map(|call| (call | X32, vec![])));
-        }
-        let refusal = SeccompAction::Errno(libc::EPERM as u32);
-        let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-        SeccompFilter::new(rules, SeccompAction::Allow, refusal, arch)?.try_into()
     }
 }

@@ -3,8 +3,9 @@
 //! A program runs in a process of its own in an empty folder, started through the `fleetune` binary
 //! itself, which first gives up what the program shall not have (see [`confine`]): the network,
 //! every file outside the folder, the system's libraries and programs and the language's own
-//! installation, and more than its share of processor, memory, processes and file size. The parent watches the whole process group's memory,
-//! files and time, and kills the group as one. The program cannot leave the group.
+//! installation, and more than its share of processor, memory, processes and file size. The parent
+//! watches the whole process group's memory, files and time, and kills the group as one. The program
+//! cannot leave the group, and a guard (see [`guard`]) kills it when the parent is gone.
 //!
 //! A sandbox runs one program at a time: programs of one sandbox count together in its limit of
 //! processes.
@@ -12,7 +13,12 @@
 //! Where the machine cannot give these protections the sandbox does not open; the user may then
 //! choose to run programs with limits only.
 
+#[cfg(target_os = "linux")]
+mod calls;
 mod confine;
+mod folder;
+#[cfg(target_os = "linux")]
+mod guard;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -25,6 +31,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use confine::confined_main;
+pub use folder::Folder;
 
 /// What a program may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,9 +73,9 @@ pub struct Step {
     pub readable: Vec<PathBuf>,
     /// Folders it may write to, besides its own. Only for compilers, never for generated programs.
     pub writable: Vec<PathBuf>,
-    /// Whether it may remove files. Only for compilers: a file that is removed while it is open
-    /// takes room where nobody sees it.
-    pub removes: bool,
+    /// Whether it is a compiler. Only compilers may remove files, which, while open, take room where
+    /// nobody sees it, and make pairs of sockets, which hold memory that nobody counts.
+    pub compiles: bool,
     /// What it may use.
     pub limits: Limits,
 }
@@ -162,7 +169,7 @@ impl Sandbox {
             let system = std::env::consts::OS;
             return Err(SandboxError::Unavailable(format!("{system} has no sandbox here")));
         }
-        let folder = tempfile::tempdir().map_err(|source| SandboxError::Run {
+        let folder = Folder::new().map_err(|source| SandboxError::Run {
             program: "the sandbox's folder".into(),
             source,
         })?;
@@ -197,7 +204,8 @@ impl Sandbox {
             }
         };
         command.current_dir(folder).env_clear().envs(step.environment(folder));
-        watch::watch(command, &step.limits, folder).map_err(failed)
+        let guarded = matches!(self.protection, Protection::Confined { .. });
+        watch::watch(command, guarded, &step.limits, folder).map_err(failed)
     }
 }
 
@@ -213,7 +221,7 @@ impl Step {
             environment: BTreeMap::new(),
             readable: Vec::new(),
             writable: Vec::new(),
-            removes: false,
+            compiles: false,
             limits: Limits::default(),
         }
     }

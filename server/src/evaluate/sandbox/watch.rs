@@ -1,11 +1,14 @@
 //! The parent's side: reads a program's output, watches its group and ends it.
 
+use std::fs::Metadata;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+#[cfg(target_os = "linux")]
+use super::guard::Line;
 use super::{End, Limits, Outcome};
 
 /// Beginning of an output that is kept.
@@ -17,12 +20,24 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Time between looks at the group's memory and files.
 const MEASURE: Duration = Duration::from_millis(50);
 
-/// Starts `command` as the leader of its own process group and waits until it has ended.
-pub fn watch(mut command: Command, limits: &Limits, folder: &Path) -> io::Result<Outcome> {
+/// Starts `command` as the leader of its own process group and waits until it has ended. The
+/// command starts the program itself or, if it is `guarded`, the program's guard.
+pub fn watch(
+    mut command: Command,
+    guarded: bool,
+    limits: &Limits,
+    folder: &Path,
+) -> io::Result<Outcome> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    #[cfg(target_os = "linux")]
+    let line = guarded.then(|| Line::to(&mut command)).transpose()?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = guarded;
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let mut child = command.spawn()?;
+    // With it goes the guard's end of the line, which only the guard shall hold.
+    drop(command);
     let stdout = child.stdout.take().map(keep);
     let stderr = child.stderr.take().map(keep);
     let end = wait(&mut child, limits, folder);
@@ -30,6 +45,8 @@ pub fn watch(mut command: Command, limits: &Limits, folder: &Path) -> io::Result
     group::kill(child.id());
     let _ = child.kill();
     let status = child.wait()?;
+    #[cfg(target_os = "linux")]
+    let status = line.and_then(Line::status).unwrap_or(status);
     let (stdout, stderr) = (Output::of(stdout), Output::of(stderr));
     Ok(Outcome {
         end: end?.unwrap_or_else(|| ended(status)),
@@ -108,27 +125,53 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Bytes in the folder, counted up to a little over `enough`. Every file counts for a block at
-/// least, so that a flood of empty files is found too. A folder that was closed to us may hold
-/// anything: it counts as too much.
+/// least, so that a flood of empty files is found too. A folder that cannot be looked into, because
+/// it was closed to us or lies deeper than a path can name, may hold anything: it counts as too much.
 fn size_of(folder: &Path, enough: u64) -> u64 {
     let mut total = 0;
     let mut folders = vec![folder.to_owned()];
-    while let Some(entries) = folders.pop().map(std::fs::read_dir) {
-        if entries.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied) {
-            return enough + 1;
+    while let Some(folder) = folders.pop() {
+        match size_of_entries(&folder, enough.saturating_sub(total), &mut folders) {
+            Ok(size) => total += size,
+            // Compilers remove what they made.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => return enough + 1,
         }
-        for entry in entries.into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() {
-                folders.push(entry.path());
-            }
-            total += metadata.len().max(4096);
-            if total > enough {
-                return total;
-            }
+        if total > enough {
+            break;
         }
     }
     total
+}
+
+/// Bytes of a folder's own entries, which its `folders` are added to.
+fn size_of_entries(folder: &Path, enough: u64, folders: &mut Vec<PathBuf>) -> io::Result<u64> {
+    let mut total = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = match entry.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if metadata.is_dir() {
+            folders.push(entry.path());
+        }
+        total += room_of(&metadata).max(4096);
+        if total > enough {
+            break;
+        }
+    }
+    Ok(total)
+}
+
+/// What a file counts for: its length, and where it takes more room than that, its room.
+fn room_of(metadata: &Metadata) -> u64 {
+    #[cfg(unix)]
+    let room = std::os::unix::fs::MetadataExt::blocks(metadata) * 512;
+    #[cfg(not(unix))]
+    let room = 0;
+    metadata.len().max(room)
 }
 
 /// The process group that the program leads.
@@ -171,5 +214,32 @@ mod group {
 
     pub fn resident_memory(_leader: u32) -> u64 {
         0
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_counts_with_its_length_or_its_room_whichever_is_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let file = std::fs::File::create(&path).unwrap();
+        assert_eq!(size_of(folder.path(), 1 << 30), 4096);
+        // A hole takes no room.
+        file.set_len(10 << 20).unwrap();
+        assert_eq!(size_of(folder.path(), 1 << 30), 10 << 20);
+        file.write_all_at(&[1; 1 << 20], 0).unwrap();
+        #[cfg(target_os = "linux")]
+        {
+            use nix::fcntl::{FallocateFlags, fallocate};
+            let beyond = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            if fallocate(&file, beyond, 10 << 20, 10 << 20).is_ok() {
+                assert!(size_of(folder.path(), 1 << 30) >= 11 << 20);
+            }
+        }
     }
 }
