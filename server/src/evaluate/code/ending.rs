@@ -24,6 +24,8 @@ Object.defineProperty(console, "assert", {
     const problem = new Error(`Assertion failed: ${format(...words)}`);
     throw problem;
   },
+  writable: false,
+  configurable: false,
 });
 "#;
 
