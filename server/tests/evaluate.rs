@@ -355,6 +355,23 @@ fn a_conversation_goes_on_where_it_was_stopped() {
 }
 
 #[test]
+fn a_changed_second_turn_is_asked_anew() {
+    let data = data();
+    let asked = plan(data.path(), &["mt-bench"]);
+    let mut journal = Journal::in_memory();
+    let mut prompts = || {
+        let mut model = Fake::new("", "yo");
+        run(&asked, &mut model, &mut Tools::default(), &mut journal, &mut StopAfter(9)).unwrap();
+        model.prompts
+    };
+    assert_eq!((prompts().len(), prompts().len()), (2, 0));
+    let question = |second: &str| json!({"question_id": 1, "category": "writing", "turns": ["Write.", second]});
+    write_rows(data.path(), "mt_bench/question", &[question("Shorter.")]);
+    let asked_anew = prompts();
+    assert!(asked_anew.last().unwrap().contains("<user>Shorter.\n"), "{asked_anew:?}");
+}
+
+#[test]
 fn answers_of_the_wrong_shape_in_a_journal_are_not_believed() {
     let data = data();
     let path = data.path().join("run.journal.jsonl");

@@ -14,6 +14,10 @@ use super::suite::{Asking, Choice, Prompt, Question, Scoring, Wrapping, Writing}
 const CHOICE_TOKENS: usize = 32;
 /// Who asks, in a transcript without a template.
 const HUMAN: &str = "### Human:";
+/// Stands for answers that are not there yet, where what is asked after them is told apart.
+const ANY_ANSWER: &str = "any answer ";
+/// How often: longer than what a further question takes of an answer.
+const ANY_ANSWERS: usize = 500;
 
 /// How a run asks: the same for all questions of a suite.
 #[derive(Debug, Clone)]
@@ -41,6 +45,8 @@ pub enum Ready {
         text: String,
         /// How to continue it.
         options: GenerateOptions,
+        /// Hash of what is asked after the first answer, if anything is.
+        further: Option<String>,
     },
 }
 
@@ -52,20 +58,24 @@ impl Ready {
         }
     }
 
-    /// A hash of everything the answer depends on besides the model.
+    /// A hash of everything the answers depend on besides the model: all turns of a conversation.
     pub fn hash(&self) -> String {
         match self {
             Self::Score { text, options } => {
                 hash(["score", text].into_iter().chain(options.iter().map(String::as_str)))
             }
-            Self::Write { text, options } => {
+            Self::Write { text, options, further } => {
                 // Field by field: a change of the options' form is no change of the question.
                 let how = format!(
                     "{} {} {} {}",
                     options.max_tokens, options.temperature, options.samples, options.seed
                 );
                 let stops = options.stop.iter().map(String::as_str);
-                hash(["write", text, &how].into_iter().chain(stops))
+                let first = hash(["write", text, &how].into_iter().chain(stops));
+                match further {
+                    Some(further) => hash(["then", &first, further]),
+                    None => first,
+                }
             }
         }
     }
@@ -92,6 +102,7 @@ pub fn ready(
                     samples: 1,
                     seed: 0,
                 },
+                further: None,
             }),
             _ => {
                 // A chat template's answer begins on a line of its own; elsewhere a blank comes
@@ -123,9 +134,26 @@ pub fn ready(
                 samples,
                 seed: if writing.temperature > 0.0 { share(manner.seed, id) } else { 0 },
             };
-            Ok(Ready::Write { text, options })
+            let further = further(model, &writing.asking, manner.wrapping)?;
+            Ok(Ready::Write { text, options, further })
         }
     }
+}
+
+/// Hash of what is asked after the first answer, as the model would read it after any answer.
+fn further(
+    model: &dyn LanguageModel,
+    asking: &Asking,
+    wrapping: Wrapping,
+) -> Result<Option<String>, ModelError> {
+    let text = match asking {
+        Asking::Once(_) => return Ok(None),
+        Asking::Turns(turns) if turns.len() < 2 => return Ok(None),
+        // The last turn shows all of them.
+        Asking::Turns(turns) => turn(model, turns, turns.len() - 1, |_| ANY_ANSWER, wrapping)?,
+        Asking::Then(_, then) => wrap(model, &then(&ANY_ANSWER.repeat(ANY_ANSWERS)), wrapping)?,
+    };
+    Ok(Some(hash([text.as_str()])))
 }
 
 /// The chance of one question: its own, whatever other questions are asked beside it.
@@ -157,7 +185,7 @@ pub fn score(
             });
         }
         let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
-        cuts.push(cut(&mut prefix, model.max_tokens(), longest)?);
+        cuts.push(cut(model, &mut prefix, longest)?);
         requests.push(ScoreRequest { prefix, continuations });
     }
     let scores = model.score(&requests)?;
@@ -242,7 +270,7 @@ impl<'a> Dialogue<'a> {
         model: &dyn LanguageModel,
         wrapping: Wrapping,
     ) -> Result<Option<GenerateRequest>, ModelError> {
-        let Ready::Write { text, options } = self.ready else { return Ok(None) };
+        let Ready::Write { text, options, .. } = self.ready else { return Ok(None) };
         let turn = self.answers.len() / options.samples.max(1);
         if turn >= turns(self.question) {
             return Ok(None);
@@ -257,21 +285,14 @@ impl<'a> Dialogue<'a> {
                 wrap(model, &then(before), wrapping)?
             }
             Some(Asking::Turns(turns)) if turn > 0 => {
-                let mut messages = Vec::new();
-                for (question, answer) in turns.iter().zip(&self.answers) {
-                    messages.push(Message::new(Role::User, question.clone()));
-                    messages.push(Message::new(Role::Assistant, answer.trim()));
-                }
-                messages.push(Message::new(Role::User, turns[turn].clone()));
-                conversation(model, &messages, wrapping)?
+                self::turn(model, turns, turn, |before| &self.answers[before], wrapping)?
             }
             _ => text.clone(),
         };
         let mut prompt = model.encode(&text, true)?;
-        let limit = model.max_tokens();
         // At least half of the room stays for the question.
-        let max_tokens = options.max_tokens.min(limit / 2).max(1);
-        self.cut |= cut(&mut prompt, limit, max_tokens)?;
+        let max_tokens = options.max_tokens.min(model.max_tokens() / 2).max(1);
+        self.cut |= cut(model, &mut prompt, max_tokens)?;
         Ok(Some(GenerateRequest {
             prompt,
             options: GenerateOptions { max_tokens, ..options.clone() },
@@ -347,6 +368,23 @@ fn wrap(
     }
 }
 
+/// A conversation up to the answer to the turn numbered `last`; `answer` gives the earlier ones.
+fn turn<'a>(
+    model: &dyn LanguageModel,
+    turns: &[String],
+    last: usize,
+    answer: impl Fn(usize) -> &'a str,
+    wrapping: Wrapping,
+) -> Result<String, ModelError> {
+    let mut messages = Vec::new();
+    for (number, question) in turns.iter().enumerate().take(last) {
+        messages.push(Message::new(Role::User, question.clone()));
+        messages.push(Message::new(Role::Assistant, answer(number).trim()));
+    }
+    messages.extend(turns.get(last).map(|question| Message::new(Role::User, question.clone())));
+    conversation(model, &messages, wrapping)
+}
+
 /// A conversation up to the next answer. Without a template it is a transcript.
 fn conversation(
     model: &dyn LanguageModel,
@@ -364,20 +402,36 @@ fn conversation(
 }
 
 /// Drops the beginning of a prompt that leaves no room for `after` more tokens: examples go before
-/// the question does.
-fn cut(prompt: &mut Vec<u32>, limit: usize, after: usize) -> Result<bool, ModelError> {
+/// the question does. The token that the model wants before every text stays.
+pub fn cut(
+    model: &dyn LanguageModel,
+    prompt: &mut Vec<u32>,
+    after: usize,
+) -> Result<bool, ModelError> {
+    let limit = model.max_tokens();
     let room = limit.saturating_sub(after);
     if room == 0 {
         return Err(ModelError::TooLong { needed: prompt.len() + after, limit });
     }
     let surplus = prompt.len().saturating_sub(room);
-    prompt.drain(..surplus);
-    Ok(surplus > 0)
+    if surplus == 0 {
+        return Ok(false);
+    }
+    let begins = model.encode("", true)?.first() == prompt.first();
+    // With room for one token only, that is the prompt's last.
+    let kept = usize::from(begins && room > 1);
+    prompt.drain(kept..kept + surplus);
+    Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
+    use fleetune_core::train::Evaluation;
+
     use super::*;
+    use crate::evaluate::grading::{GradeError, Grader, Grading};
+    use crate::evaluate::model::Identity;
+    use crate::training::ComputePrecision;
 
     fn choice() -> Choice {
         Choice {
@@ -425,10 +479,106 @@ mod tests {
 
     #[test]
     fn the_question_is_kept_and_examples_are_cut() {
+        let model = |start| Small { start, room: 6 };
         let mut prompt = vec![1, 2, 3, 4, 5];
-        assert!(cut(&mut prompt, 6, 3).unwrap());
+        assert!(cut(&model(None), &mut prompt, 3).unwrap());
         assert_eq!(prompt, [3, 4, 5]);
-        assert!(!cut(&mut prompt, 6, 3).unwrap());
-        assert!(cut(&mut prompt, 3, 3).is_err());
+        assert!(!cut(&model(None), &mut prompt, 3).unwrap());
+        assert!(cut(&model(None), &mut prompt, 6).is_err());
+    }
+
+    #[test]
+    fn the_token_before_every_text_is_kept() {
+        let model = Small { start: Some(1), room: 6 };
+        let mut prompt = vec![1, 2, 3, 4, 5];
+        assert!(cut(&model, &mut prompt, 3).unwrap());
+        assert_eq!(prompt, [1, 4, 5]);
+        assert!(cut(&model, &mut prompt, 5).unwrap());
+        assert_eq!(prompt, [5]);
+        let mut without = vec![7, 2, 3, 4, 5];
+        assert!(cut(&model, &mut without, 3).unwrap());
+        assert_eq!(without, [3, 4, 5]);
+    }
+
+    #[test]
+    fn everything_that_is_asked_later_tells_questions_apart() {
+        let model = Small { start: None, room: 6 };
+        let hash = |asking: Asking| {
+            let question = Question::Writing(Writing {
+                asking,
+                max_tokens: 4,
+                stop: vec![],
+                stop_plain: vec![],
+                temperature: 0.0,
+                samples: 1,
+                grader: Box::new(Nobody),
+            });
+            let (wrapping, scoring) = (Wrapping::Plain, Scoring::Generation);
+            let manner = Manner { wrapping, scoring, seed: 0 };
+            ready(&model, &question, &manner, "1").unwrap().hash()
+        };
+        let turns = |turns: &[&str]| hash(Asking::Turns(turns.iter().map(|t| (*t).into()).collect()));
+        assert_eq!(turns(&["a", "b"]), turns(&["a", "b"]));
+        assert_ne!(turns(&["a", "b"]), turns(&["a", "c"]));
+        assert_ne!(turns(&["a", "b", "c"]), turns(&["a", "x", "c"]));
+        let then = |words: &'static str, length: usize| {
+            let made = move |answer: &str| Prompt::same(format!("{}{words}", &answer[..length]));
+            hash(Asking::Then(Prompt::same("a"), Box::new(made)))
+        };
+        assert_eq!(then("b", 9), then("b", 9));
+        assert_ne!(then("b", 9), then("c", 9));
+        assert_ne!(then("b", 9), then("b", 2000));
+    }
+
+    /// Grades nothing.
+    struct Nobody;
+
+    impl Grader for Nobody {
+        fn grade(&self, _: &[String], _: &mut Grading) -> Result<Verdict, GradeError> {
+            Ok(Verdict::default())
+        }
+    }
+
+    /// A model with little room, and perhaps a token before every text.
+    struct Small {
+        start: Option<u32>,
+        room: usize,
+    }
+
+    impl LanguageModel for Small {
+        fn identity(&self) -> Identity {
+            Identity {
+                model: "small".to_owned(),
+                model_sha256: String::new(),
+                adapter: None,
+                adapter_sha256: None,
+                precision: ComputePrecision::F32,
+            }
+        }
+
+        fn max_tokens(&self) -> usize {
+            self.room
+        }
+
+        fn encode(&self, text: &str, start: bool) -> Result<Vec<u32>, ModelError> {
+            let first = self.start.filter(|_| start);
+            Ok(first.into_iter().chain(text.bytes().map(u32::from)).collect())
+        }
+
+        fn render(&self, _: Template, _: &[Message]) -> Result<String, ModelError> {
+            Ok(String::new())
+        }
+
+        fn score(&mut self, _: &[ScoreRequest]) -> Result<Vec<Vec<Evaluation>>, ModelError> {
+            Ok(Vec::new())
+        }
+
+        fn generate(
+            &mut self,
+            _: &[GenerateRequest],
+            _: &mut dyn FnMut(usize, Vec<String>) -> ControlFlow<()>,
+        ) -> Result<(), ModelError> {
+            Ok(())
+        }
     }
 }

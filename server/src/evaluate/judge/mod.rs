@@ -10,6 +10,7 @@ use std::ops::ControlFlow;
 
 use fleetune_core::data::{Message, Role, Template};
 
+use super::ask::cut;
 use super::model::{GenerateOptions, GenerateRequest, LanguageModel, ModelError};
 
 /// Longest opinion, in tokens; MT-Bench's own setting.
@@ -92,8 +93,7 @@ impl<M: LanguageModel + Send> Judge for LocalJudge<M> {
         let room = self.model.max_tokens().saturating_sub(prompt.len());
         // A question too long for the judge loses its beginning, never the request at its end.
         let max_tokens = MAX_TOKENS.min(room.max(self.model.max_tokens() / 4)).max(1);
-        let kept = self.model.max_tokens().saturating_sub(max_tokens).max(1);
-        prompt.drain(..prompt.len().saturating_sub(kept));
+        cut(&self.model, &mut prompt, max_tokens)?;
         let options =
             GenerateOptions { max_tokens, stop: Vec::new(), temperature: 0.0, samples: 1, seed: 0 };
         let mut answer = None;
