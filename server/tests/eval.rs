@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -10,13 +12,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::Device;
+use fleetune_core::adapter::Adapter;
 use fleetune_core::kernels::Precision;
 use fleetune_core::model::{CancelToken, Decoder, LoadedModel};
+use fleetune_server::evaluate::data::DataFolder;
 use fleetune_server::evaluate::engine::EngineModel;
 use fleetune_server::evaluate::model::{
     GenerateOptions, GenerateRequest, LanguageModel, ScoreRequest,
 };
+use fleetune_server::evaluate::run::Plan;
+use fleetune_server::evaluate::suites;
+use fleetune_server::simulate::config::RunConfig;
+use fleetune_server::simulate::observer::Event;
 use fleetune_server::simulate::stand_in;
+use fleetune_server::simulate::suites::SuiteQuestions;
 use serde_json::{Value, json};
 use support::hub::{Hub, Reply};
 use support::{Ended, fleetune, run};
@@ -317,6 +326,69 @@ fn clients_of_a_simulation_are_measured_and_what_it_trained_on_is_not_asked() {
     let few = place.eval(&[&few[..], &["--limit", "1", "--json"]].concat()).json();
     assert_eq!((&few["suites"][0]["rows"], few["adapter_sha256"].is_null()), (&json!(2), true));
     assert_eq!(result["adapter_sha256"].as_str().unwrap().len(), 64);
+}
+
+/// Makes every weight of the place's model NaN.
+fn break_model(place: &Place) {
+    let path = place.path("model/model.safetensors");
+    let mut weights = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    weights[8 + header..].fill(0xff);
+    fs::write(&path, weights).unwrap();
+}
+
+#[test]
+fn a_model_that_computes_no_numbers_has_no_scores() {
+    let place = Place::new();
+    break_model(&place);
+    let out = place.path("out.json");
+    for scoring in ["loglikelihood", "generation"] {
+        let ended = place.eval(&[
+            "--suite",
+            "fpb",
+            "--scoring",
+            scoring,
+            "--out",
+            out.to_str().unwrap(),
+        ]);
+        assert!(ended.error(1).contains("the model's logits are not finite"), "{}", ended.err);
+        let journal = fs::read_to_string(out.with_extension("journal.jsonl")).unwrap();
+        assert_eq!(journal.lines().count(), 1, "{journal}");
+        assert!(!out.exists());
+    }
+}
+
+#[test]
+fn an_adapter_that_computes_no_numbers_ends_no_rounds() {
+    let place = Place::new();
+    let loaded = LoadedModel::open(&place.path("model")).unwrap();
+    let adapter = Adapter::new(RunConfig::default().lora().unwrap(), &loaded.config, 0).unwrap();
+    break_model(&place);
+    let loaded = LoadedModel::open(&place.path("model")).unwrap();
+    let decoder =
+        Decoder::new(loaded.config.clone(), &loaded.weights, &Device::Cpu, Precision::F32);
+    let questions = SuiteQuestions {
+        model: Arc::new(loaded),
+        decoder: Arc::new(decoder.unwrap()),
+        name: "m".to_owned(),
+        plan: Plan {
+            suites: suites::named(&["fpb".to_owned()]).unwrap(),
+            data: DataFolder::new(place.path("data")),
+            limit: Some(2),
+            shots: None,
+            seed: 0,
+            wrapping: None,
+            scoring: None,
+            samples: 1,
+            temperature: None,
+            seen: HashSet::new(),
+        },
+        tools: RefCell::default(),
+        cancel: CancelToken::default(),
+    };
+    let mut observer = |_: &Event<'_>| ControlFlow::Continue(());
+    let found = questions.ask(&adapter, 3, &place.path("evaluation"), &mut observer).unwrap();
+    assert_eq!(found, []);
 }
 
 /// Models of one decoder that have shared nothing yet.

@@ -11,7 +11,7 @@ use fleetune_core::adapter::Adapter;
 use fleetune_core::data::{EncodeError, Encoder, Message, Template, Tokenize};
 use fleetune_core::generate::{self, Continuation, Reader, generate_together};
 use fleetune_core::model::{
-    Cache, CancelToken, Decoder, LoadedModel, LoraTensors, PackedBatch, PassOptions, TextStream,
+    Cache, CancelToken, Decoder, EngineError, LoadedModel, LoraTensors, PackedBatch, PassOptions, TextStream,
     TextTokenizer,
 };
 use fleetune_core::train::Evaluation;
@@ -161,6 +161,9 @@ impl EngineModel {
             .decoder
             .score_after(&self.shared.cache, &batch, &self.options())
             .map_err(|error| ModelError::Engine(error.into()))?;
+        if !scores.log_probs.iter().all(|log_prob| log_prob.is_finite()) {
+            return Err(ModelError::Engine(EngineError::NotFinite.into()));
+        }
         let mut groups = vec![Evaluation::default(); batch.groups];
         let scored = scores.log_probs.iter().zip(&scores.correct);
         for (target, (log_prob, correct)) in batch.targets.iter().zip(scored) {

@@ -45,6 +45,14 @@ pub enum JournalError {
         /// The model now.
         ours: String,
     },
+    /// A score is NaN or infinite: a journal could not hold it.
+    #[error("an answer to question {id} of {suite} has a score that is not a finite number")]
+    NotFinite {
+        /// The suite.
+        suite: String,
+        /// The question.
+        id: String,
+    },
     /// A line is none of ours.
     #[error("{}:{line} is no line of an evaluation's journal ({problem}): choose another --out, or remove it to begin anew", path.display())]
     Line {
@@ -160,21 +168,26 @@ impl Journal {
                 tracing::warn!("cannot lock {}: {error}", path.display());
             }
         }
-        let whole = journal.read(path, &file, identity)?;
+        let (whole, named) = journal.read(path, &file, identity)?;
         // Writing goes on after the last whole line.
         file.set_len(whole).map_err(failed)?;
         io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(failed)?;
         journal.file = Some((path.to_owned(), file));
-        if whole == 0 {
+        if !named {
             journal.write(&Entry::Model(identity.clone()))?;
         }
         Ok(journal)
     }
 
-    /// Reads all whole lines; yields their length in bytes.
-    fn read(&mut self, path: &Path, file: &File, ours: &Identity) -> Result<u64, JournalError> {
+    /// Reads all whole lines; yields their length in bytes, and whether they name the model.
+    fn read(
+        &mut self,
+        path: &Path,
+        file: &File,
+        ours: &Identity,
+    ) -> Result<(u64, bool), JournalError> {
         let mut reader = BufReader::new(file);
-        let (mut whole, mut number) = (0, 0);
+        let (mut whole, mut number, mut named) = (0, 0, false);
         let mut line = Vec::new();
         loop {
             line.clear();
@@ -189,14 +202,19 @@ impl Journal {
             if read == 0 || !line.ends_with(b"\n") {
                 let ours = line.starts_with(BEGINNING) || BEGINNING.starts_with(&line);
                 // A torn line is dropped, but not somebody's file of one line without an end.
-                return match number == 1 && !ours {
-                    true => Err(foreign("it names no model")),
-                    false => Ok(whole),
+                return match named || ours {
+                    false => Err(foreign("it names no model")),
+                    true => Ok((whole, named)),
                 };
+            }
+            whole += read as u64;
+            // An editor may have left some.
+            if line.trim_ascii().is_empty() {
+                continue;
             }
             let entry = serde_json::from_slice(&line).map_err(|e| foreign(&e.to_string()))?;
             match entry {
-                Entry::Model(theirs) if number == 1 => {
+                Entry::Model(theirs) if !named => {
                     if !theirs.computes_as(ours) {
                         return Err(JournalError::OtherModel {
                             path: path.to_owned(),
@@ -204,16 +222,16 @@ impl Journal {
                             ours: ours.to_string(),
                         });
                     }
+                    named = true;
                 }
-                Entry::Answer(key, answered) if number > 1 => {
+                Entry::Answer(key, answered) if named => {
                     self.answers.insert(key, answered);
                 }
-                Entry::Finding(key, finding) if number > 1 => {
+                Entry::Finding(key, finding) if named => {
                     self.findings.insert(key, finding);
                 }
                 _ => return Err(foreign("the model stands on the first line, and there only")),
             }
-            whole += read as u64;
         }
     }
 
@@ -230,8 +248,13 @@ impl Journal {
     /// Keeps an answer.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or has a score that is not finite.
     pub fn add_answer(&mut self, key: Key, answered: Answered) -> Result<(), JournalError> {
+        if let Answer::Scores(scores) = &answered.answer
+            && !scores.iter().all(|score| score.is_finite())
+        {
+            return Err(JournalError::NotFinite { suite: key.suite, id: key.id });
+        }
         self.write(&Entry::Answer(key.clone(), answered.clone()))?;
         self.answers.insert(key, answered);
         Ok(())
@@ -296,6 +319,43 @@ mod tests {
         drop(journal);
         let journal = Journal::open(&path, &identity("a")).unwrap();
         assert_eq!(journal.answer(&key("2")), Some(&answered("two")));
+    }
+
+    #[test]
+    fn blank_lines_are_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j.jsonl");
+        let mut journal = Journal::open(&path, &identity("a")).unwrap();
+        journal.add_answer(key("1"), answered("one")).unwrap();
+        drop(journal);
+        let lines = std::fs::read_to_string(&path).unwrap().replace('\n', "\n\n \r\n");
+        std::fs::write(&path, format!("\n{lines}")).unwrap();
+        let mut journal = Journal::open(&path, &identity("a")).unwrap();
+        assert_eq!(journal.answer(&key("1")), Some(&answered("one")));
+        journal.add_answer(key("2"), answered("two")).unwrap();
+        drop(journal);
+        let journal = Journal::open(&path, &identity("a")).unwrap();
+        assert_eq!(journal.answer(&key("2")), Some(&answered("two")));
+        drop(journal);
+        std::fs::write(&path, "\n\n").unwrap();
+        drop(Journal::open(&path, &identity("a")).unwrap());
+        assert!(Journal::open(&path, &identity("b")).is_err(), "the model is named");
+    }
+
+    #[test]
+    fn a_score_that_is_not_finite_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j.jsonl");
+        let mut journal = Journal::open(&path, &identity("a")).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        for score in [f64::NAN, f64::NEG_INFINITY] {
+            let answered = Answered { answer: Answer::Scores(vec![-1.0, score]), ..answered("") };
+            let error = journal.add_answer(key("1"), answered.clone()).unwrap_err();
+            assert!(error.to_string().contains("not a finite number"), "{error}");
+            assert!(Journal::in_memory().add_answer(key("1"), answered).is_err());
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        assert_eq!(journal.answer(&key("1")), None);
     }
 
     #[test]

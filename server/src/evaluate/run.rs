@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use fleetune_core::model::EngineError;
+
 use super::ask::{self, Dialogue, Manner, Ready, choice_verdict};
 use super::data::DataFolder;
 use super::grading::{GradeError, Grading, Tools, Verdict};
 use super::journal::{Answer, Answered, Journal, JournalError, Key};
 use super::judge::JudgeError;
-use super::model::LanguageModel;
+use super::model::{LanguageModel, ModelError};
 use super::result::{EvaluationResult, Example, SuiteResult};
 use super::suite::{
     Card, Graded, Item, Metric, Question, Scoring, Suite, SuiteError, SuiteOptions, Wrapping,
@@ -77,6 +79,14 @@ pub enum RunError {
     /// The watcher asked to stop.
     #[error("stopped: answers so far are kept, and the same command goes on from there")]
     Stopped,
+}
+
+impl RunError {
+    /// Whether the model computes no numbers, and so will never answer.
+    pub fn is_no_model(&self) -> bool {
+        let Self::Suite(SuiteError::Model(ModelError::Engine(error))) = self else { return false };
+        matches!(error.downcast_ref(), Some(EngineError::NotFinite))
+    }
 }
 
 /// Reads the data of all suites of a plan, so that what is missing or wrong is known before anything

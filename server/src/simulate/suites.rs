@@ -44,7 +44,8 @@ pub struct SuiteQuestions {
 
 impl SuiteQuestions {
     /// Asks the model with `adapter`, as it is after `round` rounds. Journal and page go to `folder`,
-    /// which is made.
+    /// which is made. Nothing is found of an adapter that computes no numbers, as one that diverged
+    /// does: it is told, and that is no reason to end the rounds or to ask again.
     ///
     /// # Errors
     /// When data, engine, judge or journal fail, or the observer asks to stop.
@@ -67,7 +68,13 @@ impl SuiteQuestions {
         let mut watcher =
             Telling { observer, round, suite: String::new(), progress: (0, 0), stop: false };
         let mut tools = self.tools.borrow_mut();
-        let result = run(&self.plan, &mut model, &mut tools, &mut journal, &mut watcher)?;
+        let result = match run(&self.plan, &mut model, &mut tools, &mut journal, &mut watcher) {
+            Err(error) if error.is_no_model() => {
+                tracing::error!("the adapter after round {round} answers no suite: {error}");
+                return Ok(Vec::new());
+            }
+            other => other?,
+        };
         let html = path("html");
         fs::write(&html, page(&result, &format!("round-{round:04}.journal.jsonl")))
             .map_err(SimulateError::io(&html))?;
