@@ -256,6 +256,55 @@ fn an_endpoint_that_breaks_down_costs_no_answer() {
 }
 
 #[test]
+fn a_judges_key_is_written_nowhere_and_an_unusable_one_is_told_at_once() {
+    let place = Place::new();
+    let out = place.path("judged.json");
+    let judged = |url: &str, key: &str| {
+        let args = [
+            "--suite",
+            "vicuna-bench",
+            "--judge-url",
+            url,
+            "--judge-model",
+            "m",
+            "--judge-attempts",
+            "1",
+            "--out",
+            out.to_str().unwrap(),
+        ];
+        let mut command = fleetune(place.folder.path());
+        command.args(place.args(&args)).env("FLEETUNE_JUDGE_KEY", key);
+        Ended::of(command.output().unwrap())
+    };
+    let ended = judged("http://localhost:1/v1", "sk-abc\u{1}def");
+    let error = ended.error(2);
+    assert!(error.contains("FLEETUNE_JUDGE_KEY") && !error.contains("abc"), "{error}");
+    // The judge repeats the key, as it came.
+    let hub = Hub::start(|request| {
+        let token = request.token.clone().unwrap();
+        let key = token.strip_prefix("Bearer ").unwrap();
+        assert_eq!(key, "sk-abc/def");
+        let content = format!("Not bad, {key}. [[7]] sk%2Dabc%2Fdef");
+        Reply::json(&json!({"choices": [{"message": {"content": content}}]}))
+    });
+    let ended = judged(&format!("{}/v1", hub.url), " sk-abc/def\n");
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    let files = ["json", "html", "journal.jsonl"].map(|ending| out.with_extension(ending));
+    let texts = files.map(|file| fs::read_to_string(file).unwrap());
+    assert!(texts[2].contains("Not bad, [hidden]. [[7]] [hidden]"), "{}", texts[2]);
+    for text in texts.iter().chain([&ended.out, &ended.err]) {
+        assert!(!text.contains("abc/def") && !text.contains("abc%2Fdef"), "{text}");
+    }
+    let hub = Hub::start(|request| {
+        let token = request.token.clone().unwrap();
+        Reply::json(&json!({"choices": token.strip_prefix("Bearer ").unwrap()}))
+    });
+    let ended = judged(&format!("{}/v1", hub.url), "sk-abc/def");
+    assert!(ended.error(1).contains("no chat completion"), "{}", ended.err);
+    assert!(!ended.err.contains("abc/def"), "{}", ended.err);
+}
+
+#[test]
 fn clients_of_a_simulation_are_measured_and_what_it_trained_on_is_not_asked() {
     let place = Place::new();
     let (data, out) = (place.path("data"), place.path("run"));
@@ -313,6 +362,10 @@ fn clients_of_a_simulation_are_measured_and_what_it_trained_on_is_not_asked() {
     let seen = fpb["rows_seen"].as_u64().unwrap();
     assert!((15..30).contains(&seen), "{seen}");
     assert_eq!(fpb["rows"].as_u64().unwrap(), 40 - seen);
+    assert_eq!((&federated["scoring"], &federated["template"]), (&json!("held_out"), &json!("alpaca")));
+    let prompt = federated["prompt"].as_str().unwrap();
+    assert!(prompt.contains("### Instruction:\nSay it.") && prompt.contains("Item "), "{prompt}");
+    assert!(federated["rows_per_second"].as_f64().unwrap() > 0.0);
     let value = |name: &str, group: Option<&str>| {
         let metrics = federated["metrics"].as_array().unwrap();
         let found = metrics.iter().find(|m| m["name"] == name && m["group"].as_str() == group);

@@ -8,7 +8,7 @@ use super::super::engine::EngineArgs;
 use super::super::{CommandError, Context};
 use super::Opened;
 use crate::evaluate::code::ProgramRunner;
-use crate::evaluate::judge::{Endpoint, EndpointOptions, Judge, LocalJudge};
+use crate::evaluate::judge::{Endpoint, EndpointOptions, Judge, JudgeError, LocalJudge};
 use crate::evaluate::sandbox::Sandbox;
 use crate::evaluate::suite::Suite;
 use crate::training::ComputePrecision;
@@ -53,10 +53,22 @@ pub struct JudgeChoice<'a> {
     pub precision: ComputePrecision,
 }
 
+/// The judge's key and the variable that holds it.
+fn key() -> Result<Option<(&'static str, String)>, CommandError> {
+    let set = KEY_VARIABLES.into_iter().find_map(|name| Some((name, std::env::var_os(name)?)));
+    let Some((name, key)) = set else { return Ok(None) };
+    let key = key.into_string().map_err(|_| unusable(name, &JudgeError::Key))?;
+    Ok(Some((name, key)))
+}
+
+fn unusable(variable: &str, error: &JudgeError) -> CommandError {
+    CommandError::Usage(format!("{variable}: {error}"))
+}
+
 /// The judge, if one is wanted.
 ///
 /// # Errors
-/// When a local model cannot be opened, or the endpoint's address cannot be used.
+/// When a local model cannot be opened, or the endpoint's address or its key cannot be used.
 pub fn judge(
     choice: &JudgeChoice<'_>,
     ctx: &Context,
@@ -67,14 +79,20 @@ pub fn judge(
         let judge = Opened::new(&engine, None, ctx)?.language_model(&ctx.interrupt())?;
         return Ok(Some(Box::new(LocalJudge::new(judge))));
     };
+    let (variable, key) = key()?.unzip();
     let endpoint = Endpoint::new(EndpointOptions {
         url: url.to_owned(),
         model: model.to_owned(),
-        key: KEY_VARIABLES.iter().find_map(|name| std::env::var(name).ok()),
+        key,
         attempts: choice.attempts,
         timeout: Duration::from_secs(300),
         pause: Duration::from_secs(1),
         cancel: ctx.interrupt().cancel_token(),
     });
-    Ok(Some(Box::new(endpoint.map_err(CommandError::usage)?)))
+    let endpoint = endpoint.map_err(|error| match error {
+        JudgeError::Key => unusable(variable.unwrap_or(KEY_VARIABLES[0]), &error),
+        JudgeError::Address(_) => CommandError::Usage(format!("--judge-url: {error}")),
+        other => CommandError::usage(other),
+    });
+    Ok(Some(Box::new(endpoint?)))
 }

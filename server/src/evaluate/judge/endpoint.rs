@@ -8,14 +8,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use fleetune_core::model::CancelToken;
 use serde::{Deserialize, Serialize};
-use ureq::http::Uri;
+use ureq::http::{HeaderValue, Uri};
 
+use super::secrets::Secrets;
 use super::{Judge, JudgeError, MAX_TOKENS};
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 16 << 20;
 /// Longest wait between two attempts, whatever the endpoint asks for.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Letters shown of what an endpoint says.
+const EXCERPT: usize = 300;
 /// Time between looks at the wish to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -25,7 +28,7 @@ pub struct EndpointOptions {
     pub url: String,
     /// Which of the endpoint's models.
     pub model: String,
-    /// The key, if it wants one. Never written anywhere.
+    /// The key, if it wants one. Never written anywhere; white space around it is no part of it.
     pub key: Option<String>,
     /// How often to try a request before giving up.
     pub attempts: u32,
@@ -49,7 +52,10 @@ pub struct Endpoint {
 /// What a request needs; shared with the thread that waits for its answer.
 struct Line {
     address: Address,
-    key: Option<String>,
+    /// What authorises requests.
+    authorization: Option<HeaderValue>,
+    /// What is to be shown nowhere.
+    secrets: Secrets,
     agent: ureq::Agent,
 }
 
@@ -121,17 +127,27 @@ impl Address {
 }
 
 impl Line {
+    /// One attempt. All that the endpoint says passes here, and loses our secrets, which some
+    /// endpoints repeat.
     fn attempt(&self, request: &serde_json::Value) -> Attempt {
+        match self.send(request) {
+            Attempt::Answer(text) => Attempt::Answer(self.secrets.hide(&text)),
+            Attempt::Retry(problem, wait) => Attempt::Retry(self.excerpt(&problem), wait),
+            Attempt::Refused(problem) => Attempt::Refused(self.excerpt(&problem)),
+        }
+    }
+
+    fn send(&self, request: &serde_json::Value) -> Attempt {
         let mut call = self.agent.post(&self.address.url);
-        if let Some(key) = &self.key {
-            call = call.header("Authorization", &format!("Bearer {key}"));
+        if let Some(authorization) = &self.authorization {
+            call = call.header("Authorization", authorization);
         }
         let mut response = match call.send_json(request) {
             Ok(response) => response,
             Err(error @ (ureq::Error::BadUri(_) | ureq::Error::HostNotFound)) => {
-                return Attempt::Refused(self.excerpt(&error.to_string()));
+                return Attempt::Refused(error.to_string());
             }
-            Err(error) => return Attempt::Retry(self.excerpt(&error.to_string()), None),
+            Err(error) => return Attempt::Retry(error.to_string(), None),
         };
         let status = response.status();
         let wait = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
@@ -139,10 +155,10 @@ impl Line {
         let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
         let body = match body {
             Ok(body) => body,
-            Err(error) => return Attempt::Retry(self.excerpt(&error.to_string()), wait),
+            Err(error) => return Attempt::Retry(error.to_string(), wait),
         };
         if !status.is_success() {
-            let problem = format!("{status}: {}", self.excerpt(&body));
+            let problem = format!("{status}: {body}");
             let again =
                 status.is_server_error() || matches!(status.as_u16(), 408 | 409 | 425 | 429);
             return if again { Attempt::Retry(problem, wait) } else { Attempt::Refused(problem) };
@@ -155,20 +171,15 @@ impl Line {
                 Some(_) => Attempt::Retry("the answer has no content".to_owned(), wait),
                 None => Attempt::Retry("the answer has no choices".to_owned(), wait),
             },
-            Err(error) => {
-                let problem = format!("no chat completion ({error}): {}", self.excerpt(&body));
-                Attempt::Retry(problem, wait)
-            }
+            Err(error) => Attempt::Retry(format!("no chat completion ({error}): {body}"), wait),
         }
     }
 
-    /// The beginning of what the endpoint said, in one line and without our secrets, which some
-    /// endpoints repeat.
+    /// The beginning of what the endpoint said, in one line and without our secrets.
     fn excerpt(&self, text: &str) -> String {
-        let secrets = self.key.iter().chain(&self.address.query);
-        let text = secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "[hidden]"));
+        let text = self.secrets.hide(text);
         let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        line.chars().take(200).collect()
+        line.chars().take(EXCERPT).collect()
     }
 }
 
@@ -185,7 +196,7 @@ impl Endpoint {
     /// A judge at `options.url`. Nothing is asked yet.
     ///
     /// # Errors
-    /// When the address cannot be used.
+    /// When the address or the key cannot be used.
     pub fn new(options: EndpointOptions) -> Result<Self, JudgeError> {
         let EndpointOptions { url, model, key, attempts, timeout, pause, cancel } = options;
         let address = Address::read(&url).map_err(JudgeError::Address)?;
@@ -194,8 +205,11 @@ impl Endpoint {
             // What the endpoint says about an error is worth reading.
             .http_status_as_error(false)
             .build();
-        let key = key.filter(|key| !key.is_empty());
-        let line = Arc::new(Line { address, key, agent: config.into() });
+        let key = key.as_deref().map(str::trim).filter(|key| !key.is_empty());
+        let authorization = key.map(|key| HeaderValue::try_from(format!("Bearer {key}")));
+        let authorization = authorization.transpose().map_err(|_| JudgeError::Key)?;
+        let secrets = Secrets::new(key, address.query.as_deref());
+        let line = Arc::new(Line { address, authorization, secrets, agent: config.into() });
         Ok(Self { model, attempts, pause, cancel, line })
     }
 
@@ -321,6 +335,18 @@ mod tests {
         text + &String::from_utf8(body).unwrap()
     }
 
+    fn keyed(url: String, key: &str) -> Result<Endpoint, JudgeError> {
+        Endpoint::new(EndpointOptions {
+            url,
+            model: "m".to_owned(),
+            key: Some(key.to_owned()),
+            attempts: 1,
+            timeout: Duration::from_secs(5),
+            pause: Duration::ZERO,
+            cancel: CancelToken::default(),
+        })
+    }
+
     fn judge(url: String, attempts: u32) -> Endpoint {
         Endpoint::new(EndpointOptions {
             url,
@@ -384,6 +410,41 @@ mod tests {
         assert!(!judge.name().contains("hushed"), "{}", judge.name());
         let request = told.iter().next().unwrap();
         assert!(request.starts_with("POST /v1/chat/completions?key=hushed "), "{request}");
+    }
+
+    #[test]
+    fn a_key_that_the_endpoint_repeats_is_hidden_in_answers_and_errors() {
+        let text = |content: &str| (200, completion(content));
+        let (url, _told) = server(vec![text("Your key secret is good: [[7]]")]);
+        assert_eq!(judge(url, 1).ask("", "?").unwrap(), "Your key [hidden] is good: [[7]]");
+        let long = "x".repeat(290);
+        for (status, body) in [
+            (200, r#"{"choices": "secret"}"#.to_owned()),
+            (200, r#"{"choices": "\u0073ecret"}"#.to_owned()),
+            (400, "secret".to_owned()),
+            (400, r"\u0073ecret".to_owned()),
+            (400, "%73ecret".to_owned()),
+            (400, "sec\\ret".to_owned()),
+            // Half of a key is no better.
+            (400, format!("{long}secret")),
+        ] {
+            let (url, _told) = server(vec![(status, body.clone())]);
+            let error = judge(url, 1).ask("", "?").unwrap_err().to_string();
+            assert!(!error.contains("ecret") && !error.contains("sec"), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn white_space_around_a_key_is_no_part_of_it() {
+        let (url, told) = server(vec![(200, completion("ok"))]);
+        let mut judge = keyed(url, "secret\r\n").unwrap();
+        assert_eq!(judge.ask("", "?").unwrap(), "ok");
+        let request = told.recv().unwrap().to_lowercase();
+        assert!(request.contains("authorization: bearer secret\r\n"), "{request}");
+        for key in ["two\nlines", "gr\u{fc}n", "bell\u{7}"] {
+            let error = keyed("http://localhost".to_owned(), key).err().unwrap();
+            assert!(matches!(error, JudgeError::Key), "{error}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod endpoint;
 mod opinion;
+mod secrets;
 
 pub use endpoint::{Endpoint, EndpointOptions};
 pub use opinion::{rating, verdict_bit};
@@ -21,8 +22,11 @@ const MAX_TOKENS: usize = 2048;
 #[non_exhaustive]
 pub enum JudgeError {
     /// The endpoint's address is none.
-    #[error("the address in --judge-url cannot be used: {0}")]
+    #[error("the judge's address cannot be used: {0}")]
     Address(String),
+    /// The key cannot be sent.
+    #[error("the key holds characters that cannot be sent in a header: it must be the key alone")]
+    Key,
     /// The user asked to stop.
     #[error("stopped while the judge was asked")]
     Stopped,
