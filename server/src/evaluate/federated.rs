@@ -34,7 +34,7 @@ pub fn card() -> Card {
             "the same after personalisation",
         ],
         data: &["those of the run that --run names"],
-        scoring: Scoring::LogLikelihood,
+        scoring: Scoring::HeldOut,
         wrapping: Wrapping::In(Template::Alpaca),
         shots: (0, 0),
     }
@@ -102,6 +102,17 @@ pub struct ViewOptions {
     pub answer_tokens: usize,
     /// Where the chance in batches comes from.
     pub seed: u64,
+    /// All else that a step depends on, in words: rate, decay, the adapter's form.
+    pub training: String,
+}
+
+/// What the view found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// The numbers.
+    pub metrics: Vec<Metric>,
+    /// Time that measuring took, in this run or in an earlier one.
+    pub seconds: f64,
 }
 
 /// The view cannot be had.
@@ -117,6 +128,16 @@ pub enum FederatedError {
         client: String,
         /// `held-out` or `training`.
         kind: &'static str,
+    },
+    /// The model computes no numbers, or adapting it to a client made it so.
+    #[error(
+        "the {score} of client {client} is not a finite number: the weights of the model or of the adapter are damaged, or its training diverged"
+    )]
+    NotFinite {
+        /// The client.
+        client: String,
+        /// What was measured.
+        score: String,
     },
     /// The model.
     #[error(transparent)]
@@ -139,7 +160,7 @@ pub fn view(
     options: &ViewOptions,
     journal: &mut Journal,
     watcher: &mut dyn Watcher,
-) -> Result<Vec<Metric>, FederatedError> {
+) -> Result<View, FederatedError> {
     for client in clients {
         let name = || client.name.clone();
         if client.held_out.is_empty() {
@@ -153,9 +174,11 @@ pub fn view(
     let done = keys.iter().filter(|key| known(journal, key).is_some()).count();
     watcher.begin(NAME, clients.len(), done);
     let mut verdicts = Vec::with_capacity(clients.len());
+    let mut all_seconds = 0.0;
     for (client, key) in clients.iter().zip(keys) {
-        if let Some(verdict) = known(journal, &key) {
+        if let Some((verdict, seconds)) = known(journal, &key) {
             verdicts.push(verdict);
+            all_seconds += seconds;
             continue;
         }
         if watcher.stop() {
@@ -166,14 +189,19 @@ pub fn view(
             Err(_) if watcher.stop() => return Err(FederatedError::Stopped),
             other => other?,
         };
+        if let Some((score, _)) = verdict.scores.iter().find(|(_, value)| !value.is_finite()) {
+            let (client, score) = (client.name.clone(), score.clone());
+            return Err(FederatedError::NotFinite { client, score });
+        }
         let seconds = start.elapsed().as_secs_f64();
+        all_seconds += seconds;
         if let Ok(said) = serde_json::to_string(&verdict) {
             journal.add_finding(key, Finding { tool: "measurement".to_owned(), said, seconds })?;
         }
         verdicts.push(verdict);
         watcher.advance(1);
     }
-    Ok(metrics(clients, &verdicts, options.seed))
+    Ok(View { metrics: metrics(clients, &verdicts, options.seed), seconds: all_seconds })
 }
 
 /// A client's scores as the model is, and as the client adapts it.
@@ -279,9 +307,10 @@ fn metrics(clients: &[ClientData], verdicts: &[Verdict], seed: u64) -> Vec<Metri
     metrics
 }
 
-/// What the journal knows of a client's measurement.
-fn known(journal: &Journal, key: &Key) -> Option<Verdict> {
-    serde_json::from_str(&journal.finding(key)?.said).ok()
+/// What the journal knows of a client's measurement, and what that took.
+fn known(journal: &Journal, key: &Key) -> Option<(Verdict, f64)> {
+    let finding = journal.finding(key)?;
+    Some((serde_json::from_str(&finding.said).ok()?, finding.seconds))
 }
 
 /// Names a client's measurement by everything it depends on besides the model.
@@ -296,6 +325,12 @@ fn key(client: &ClientData, options: &ViewOptions) -> Key {
             hasher.update([u8::from(*supervised)]);
         }
     }
+    for HeldOut { prompt, answer, .. } in &client.held_out {
+        hasher.update((prompt.len() as u64).to_le_bytes());
+        prompt.iter().for_each(|id| hasher.update(id.to_le_bytes()));
+        hasher.update((answer.len() as u64).to_le_bytes());
+        hasher.update(answer);
+    }
     let asked = hasher.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
     Key { suite: NAME.to_owned(), id: client.name.clone(), asked }
 }
@@ -309,13 +344,17 @@ mod tests {
     struct Fake {
         steps: u32,
         scored: usize,
+        broken: bool,
     }
 
     impl Adaptable for Fake {
         fn score(&mut self, texts: &[TokenizedExample]) -> Result<Vec<Evaluation>, ModelError> {
             self.scored += 1;
             let score = |text: &TokenizedExample| Evaluation {
-                loss_sum: f64::from(text.ids[0] - self.steps),
+                loss_sum: match self.broken {
+                    true => f64::NAN,
+                    false => f64::from(text.ids[0] - self.steps),
+                },
                 supervised_tokens: 1,
                 correct_tokens: 1,
             };
@@ -355,14 +394,44 @@ mod tests {
         ClientData { name: name.to_owned(), train: vec![example], held_out: vec![held_out] }
     }
 
+    fn options() -> ViewOptions {
+        let training = "rate 0.1".to_owned();
+        ViewOptions { steps: 4, batch_size: 3, answers: 1, answer_tokens: 8, seed: 0, training }
+    }
+
+    #[test]
+    fn a_client_is_measured_anew_when_anything_about_it_changed() {
+        let one = client("a", 10);
+        let mut answer = client("a", 10);
+        answer.held_out[0].answer = "another".to_owned();
+        let mut prompt = client("a", 10);
+        prompt.held_out[0].prompt = vec![8];
+        let rate = ViewOptions { training: "rate 0.2".to_owned(), ..options() };
+        let known = key(&one, &options());
+        assert_eq!(known, key(&client("a", 10), &options()));
+        for other in [key(&answer, &options()), key(&prompt, &options()), key(&one, &rate)] {
+            assert_ne!(known, other);
+        }
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_is_named_and_not_kept() {
+        let clients = [client("a", 10)];
+        let mut model = Fake { broken: true, ..Fake::default() };
+        let mut journal = Journal::in_memory();
+        let error = view(&clients, &mut model, &options(), &mut journal, &mut Silent).unwrap_err();
+        assert!(error.to_string().starts_with("the loss of client a is not a finite"), "{error}");
+        assert!(known(&journal, &key(&clients[0], &options())).is_none());
+    }
+
     #[test]
     fn clients_are_measured_before_and_after_their_own_steps() {
         let clients = [client("a", 10), client("b", 20)];
-        let options =
-            ViewOptions { steps: 4, batch_size: 3, answers: 1, answer_tokens: 8, seed: 0 };
+        let options = options();
         let mut journal = Journal::in_memory();
         let mut model = Fake::default();
-        let metrics = view(&clients, &mut model, &options, &mut journal, &mut Silent).unwrap();
+        let found = view(&clients, &mut model, &options, &mut journal, &mut Silent).unwrap();
+        let metrics = &found.metrics;
         let value = |name: &str, group: Option<&str>| {
             metrics.iter().find(|m| m.name == name && m.group.as_deref() == group).unwrap().value
         };
@@ -380,6 +449,7 @@ mod tests {
         assert!(error.to_string().starts_with("client c has no held-out row"), "{error}");
         // A second look measures nothing again.
         let again = view(&clients, &mut model, &options, &mut journal, &mut Silent).unwrap();
-        assert_eq!((again, model.scored), (metrics, 4));
+        assert!(again.seconds > 0.0, "the time of the first look counts");
+        assert_eq!((again, model.scored), (found, 4));
     }
 }

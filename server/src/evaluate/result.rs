@@ -99,6 +99,7 @@ impl SuiteResult {
             Scoring::LogLikelihood => "log-likelihood",
             Scoring::Generation => "generation",
             Scoring::Judge => "judge",
+            Scoring::HeldOut => "held-out answers",
         };
         let shots = match self.shots {
             0 => String::new(),

@@ -83,6 +83,8 @@ pub enum Scoring {
     Generation,
     /// By what the model writes, and a judge's opinion of it.
     Judge,
+    /// The loss on answers that are known, and what the model writes in their place.
+    HeldOut,
 }
 
 /// One question of a suite.

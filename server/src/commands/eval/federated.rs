@@ -12,7 +12,7 @@ use super::super::{CommandError, simulate, values};
 use super::{Bars, Opened};
 use crate::evaluate::adaptable::AdaptableModel;
 use crate::evaluate::federated::{
-    self, ClientData, FederatedError, HeldOut, NAME, ViewOptions, view,
+    self, ClientData, FederatedError, HeldOut, NAME, View, ViewOptions, view,
 };
 use crate::evaluate::journal::Journal;
 use crate::evaluate::result::SuiteResult;
@@ -107,14 +107,6 @@ impl Simulation {
         }
         let tokenizer = opened.model.tokenizer()?;
         let encoder = Encoder::new(config.template(), tokenizer, config.seq_len)?;
-        let options = ViewOptions {
-            steps: args.personalise_steps,
-            batch_size: config.batch_size,
-            answers: args.answers,
-            answer_tokens: config.answer_tokens,
-            seed: config.seed,
-        };
-        let clients = self.clients(&encoder, &options, limit)?;
         let adapter = match &opened.adapter {
             Some(opened) => opened.adapter.clone(),
             None => {
@@ -122,27 +114,37 @@ impl Simulation {
                 Adapter::new(config.lora()?, &opened.model.config, seed)?
             }
         };
+        let rate = args.personalise_lr.unwrap_or(config.lr);
+        let options = ViewOptions {
+            steps: args.personalise_steps,
+            batch_size: config.batch_size,
+            answers: args.answers,
+            answer_tokens: config.answer_tokens,
+            seed: config.seed,
+            training: format!("{rate} {} {:?}", config.weight_decay, adapter.config),
+        };
+        let clients = self.clients(&encoder, &options, limit)?;
         let training = TrainOptions {
             optimizer: AdamWOptions { weight_decay: config.weight_decay, ..Default::default() },
             seed: derived(config.seed, Choice::Training, &[]),
             ..TrainOptions::default()
         };
-        let rate = args.personalise_lr.unwrap_or(config.lr);
         let cancel = watcher.interrupt.cancel_token();
         let mut model =
             AdaptableModel::new(&opened.decoder, tokenizer, adapter, training, rate, cancel)?;
-        let start = std::time::Instant::now();
-        let metrics = match view(&clients, &mut model, &options, journal, watcher) {
+        let View { metrics, seconds } = match view(&clients, &mut model, &options, journal, watcher) {
             Err(FederatedError::Stopped) => return Err(ViewError::Stopped),
             other => other?,
         };
-        let rows = clients.iter().map(|client| client.held_out.len()).sum();
+        let rows: usize = clients.iter().map(|client| client.held_out.len()).sum();
+        let first = clients.iter().flat_map(|client| &client.held_out).next();
+        let prompt = first.map(|row| tokenizer.decode(&row.prompt, false)).transpose()?;
         Ok(SuiteResult {
             suite: NAME.to_owned(),
             family: federated::card().family.to_owned(),
-            scoring: Scoring::LogLikelihood,
+            scoring: Scoring::HeldOut,
             template: Wrapping::In(config.template()),
-            prompt: String::new(),
+            prompt: prompt.unwrap_or_default(),
             shots: 0,
             rows,
             rows_in_suite: limit.map_or(rows, |_| self.fleet.held_out()),
@@ -151,8 +153,8 @@ impl Simulation {
             judge: None,
             cut: 0,
             not_run: Default::default(),
-            seconds: start.elapsed().as_secs_f64(),
-            rows_per_second: 0.0,
+            seconds,
+            rows_per_second: if seconds > 0.0 { rows as f64 / seconds } else { 0.0 },
             metrics,
             wrong: Vec::new(),
         })
