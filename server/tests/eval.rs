@@ -121,6 +121,9 @@ fn wrong_usage_exits_with_two_and_says_what_is_missing() {
         (&["--suite", "federated"], "--run"),
         (&["--suite", "fpb", "--judge-url", "http://localhost"], "--judge-model"),
         (&["--suite", "fpb", "--limit", "0"], "--limit"),
+        (&["--suite", "fpb", "--out", "r"], "ends in .json"),
+        (&["--suite", "fpb", "--out", "r.html"], "ends in .json"),
+        (&["--suite", "fpb", "--out", "r.journal.jsonl"], "ends in .json"),
         (&["--suite", "fpb", "--judge-url", "localhost", "--judge-model", "m"], "http://"),
         (&[], "--suite"),
     ] {
@@ -169,6 +172,23 @@ fn a_run_leaves_a_table_a_result_a_page_and_a_journal() {
     .unwrap();
     let ended = place.eval(&["--suite", "fpb", "--out", out.to_str().unwrap()]);
     assert!(ended.error(1).contains("another --out"), "{}", ended.err);
+}
+
+#[test]
+fn examples_that_a_suite_lacks_are_told_unless_quiet() {
+    let place = Place::new();
+    let row = |i: usize| json!({"question": format!("{i} + 1?"), "answer": "#### 1"});
+    place.write("gsm8k/test", (0..2).map(row));
+    place.write("gsm8k/train", (0..3).map(row));
+    let eval = |args: &[&str]| place.eval(&[&["--suite", "gsm8k"][..], args].concat());
+    let told = "gsm8k has 3 examples for its prompts, not ";
+    for (args, shots) in [(&["--shots", "99"][..], "99"), (&["--shots", "7"], "7"), (&[], "5")] {
+        let ended = eval(args);
+        assert!(ended.err.contains(&format!("{told}{shots}")), "{args:?}: {}", ended.err);
+        assert!(ended.out.contains("3-shot"), "{}", ended.out);
+    }
+    assert!(!eval(&["--shots", "3"]).err.contains("examples"));
+    assert_eq!(eval(&["--shots", "99", "--quiet"]).err, "");
 }
 
 /// Kills a run with SIGKILL after ever longer times and starts it again, until it gets through.

@@ -16,7 +16,7 @@ use fleetune_server::evaluate::model::{
     GenerateRequest, Identity, LanguageModel, ModelError, ScoreRequest,
 };
 use fleetune_server::evaluate::result::EvaluationResult;
-use fleetune_server::evaluate::run::{Plan, RunError, Watcher, run};
+use fleetune_server::evaluate::run::{Plan, RunError, Watcher, Work, run};
 use fleetune_server::evaluate::suite::{Question, Scoring, SuiteOptions, Wrapping};
 use fleetune_server::evaluate::suites;
 use fleetune_server::training::ComputePrecision;
@@ -95,7 +95,7 @@ impl LanguageModel for Fake {
 struct StopAfter(usize);
 
 impl Watcher for StopAfter {
-    fn begin(&mut self, _suite: &str, _total: usize, _done: usize) {}
+    fn begin(&mut self, _suite: &str, _work: Work, _total: usize, _done: usize) {}
 
     fn advance(&mut self, amount: usize) {
         self.0 = self.0.saturating_sub(amount);
@@ -232,6 +232,51 @@ fn mmlu_is_asked_with_examples_of_the_subject() {
     let first = "The following are multiple choice questions (with answers) about anatomy.\n\n\
                  Which?\nA. w\nB. x\nC. y\nD. z\nAnswer: A\n\nWhich?\nA. w\nB. x\nC. y\nD. z\nAnswer:";
     assert_eq!(model.prompts[0], first);
+}
+
+#[test]
+fn examples_that_the_data_lack_are_not_claimed() {
+    let data = data();
+    let shots = |shots: Option<usize>, names: &[&str]| -> Vec<usize> {
+        let asked = Plan { shots, ..plan(data.path(), names) };
+        run_all(&asked, &mut Fake::new("", "")).suites.iter().map(|suite| suite.shots).collect()
+    };
+    assert_eq!(shots(None, &["gsm8k", "bbh", "mmlu", "fpb"]), [1, 1, 0, 0]);
+    assert_eq!(shots(Some(99), &["gsm8k", "bbh", "mmlu", "fpb"]), [1, 1, 1, 0]);
+    assert_eq!(shots(Some(0), &["gsm8k"]), [0]);
+}
+
+#[test]
+fn answers_and_gradings_are_counted_apart() {
+    #[derive(Default)]
+    struct Counts(Vec<(Work, usize, usize)>);
+
+    impl Watcher for Counts {
+        fn begin(&mut self, _suite: &str, work: Work, total: usize, done: usize) {
+            self.0.push((work, total, done));
+        }
+
+        fn advance(&mut self, amount: usize) {
+            self.0.last_mut().unwrap().2 += amount;
+        }
+
+        fn stop(&self) -> bool {
+            false
+        }
+    }
+
+    let data = data();
+    let counted = |judge: Option<Box<dyn Judge>>, names: &[&str]| {
+        let (mut tools, mut counts) = (Tools { judge, ..Tools::default() }, Counts::default());
+        let asked = plan(data.path(), names);
+        let mut model = Fake::new("", "yo");
+        run(&asked, &mut model, &mut tools, &mut Journal::in_memory(), &mut counts).unwrap();
+        counts.0
+    };
+    let judge = Flaky { fails_at: usize::MAX, asked: Arc::default() };
+    let expected = [(Work::Answers, 1, 1), (Work::Gradings, 1, 1)];
+    assert_eq!(counted(Some(Box::new(judge)), &["mt-bench"]), expected);
+    assert_eq!(counted(None, &["mt-bench", "fpb"]), [(Work::Answers, 1, 1), (Work::Answers, 2, 2)]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::evaluate::grading::Tools;
 use crate::evaluate::journal::Journal;
 use crate::evaluate::model::LanguageModel;
 use crate::evaluate::result::{EvaluationResult, page, table};
-use crate::evaluate::run::{self, Plan, RunError, Watcher};
+use crate::evaluate::run::{self, Plan, RunError, Watcher, Work};
 use crate::evaluate::suite::{Card, Scoring, Wrapping};
 use crate::evaluate::suites;
 use crate::interrupt::Interrupt;
@@ -118,6 +118,7 @@ pub fn run(args: EvalArgs, ctx: &Context) -> CommandResult {
     if args.list {
         return list(ctx);
     }
+    let files = args.out.as_deref().map(Files::new).transpose()?;
     let interrupt = ctx.interrupt();
     let simulation = args.run.as_deref().map(federated::Simulation::open).transpose()?;
     let wants_view = args.suite.iter().any(|name| name == federated_view::NAME);
@@ -138,7 +139,6 @@ pub fn run(args: EvalArgs, ctx: &Context) -> CommandResult {
     let mut tools = Tools { programs, judge: tools::judge(&judge, ctx)? };
     let opened = Opened::new(&args.engine, args.adapter.as_deref(), ctx)?;
     let mut model = opened.language_model(&interrupt)?;
-    let files = args.out.as_deref().map(Files::new);
     let mut journal = match &files {
         Some(files) => {
             files.make_folder()?;
@@ -208,11 +208,6 @@ fn plan(args: &EvalArgs, simulation: Option<&federated::Simulation>) -> Result<P
     }
     let wrapping = args.template.as_deref().map(str::parse::<Wrapping>).transpose();
     let suites = suites::named(&names).map_err(CommandError::usage)?;
-    for Card { name, shots: (_, most), .. } in suites.iter().map(|suite| suite.card()) {
-        if let Some(shots) = args.shots.filter(|shots| *shots > most) {
-            note(format!("{name} has {most} examples for its prompts, not {shots}"));
-        }
-    }
     Ok(Plan {
         suites,
         data: DataFolder::new(folder),
@@ -299,13 +294,22 @@ struct Files {
 }
 
 impl Files {
-    fn new(out: &Path) -> Self {
+    /// # Errors
+    /// When the name does not end in `.json`: others may be the page's own, or share it.
+    fn new(out: &Path) -> Result<Self, CommandError> {
+        if out.extension().is_none_or(|ending| ending != "json") || out.is_dir() {
+            return Err(CommandError::Usage(format!(
+                "--out {} is no name of a result: name a file that ends in .json",
+                out.display()
+            )));
+        }
         let beside = |ending: &str| {
             let mut name = OsString::from(out.file_stem().unwrap_or(out.as_os_str()));
             name.push(ending);
             out.with_file_name(name)
         };
-        Self { json: out.to_owned(), page: beside(".html"), journal: beside(".journal.jsonl") }
+        let (page, journal) = (beside(".html"), beside(".journal.jsonl"));
+        Ok(Self { json: out.to_owned(), page, journal })
     }
 
     fn make_folder(&self) -> anyhow::Result<()> {
@@ -342,9 +346,9 @@ impl Bars {
 }
 
 impl Watcher for Bars {
-    fn begin(&mut self, suite: &str, total: usize, done: usize) {
+    fn begin(&mut self, suite: &str, work: Work, total: usize, done: usize) {
         self.finish();
-        let progress = Progress::new(suite, Some(total as u64), Unit::Items("answers"));
+        let progress = Progress::new(suite, Some(total as u64), Unit::Items(work.name()));
         progress.resume_at(done as u64);
         self.progress = Some(progress);
     }

@@ -558,8 +558,8 @@ impl Watcher {
             Event::Answering { done, prompts, .. } => {
                 self.say(format!("answering held-out prompts, {done} of {prompts}"));
             }
-            Event::Asking { round, suite, done, total } => {
-                self.say(format!("round {round}: {suite}, {done} of {total}"));
+            Event::Asking { round, suite, work, done, total } => {
+                self.say(format!("round {round}: {suite}, {done} of {total} {work}"));
             }
             Event::Asked(suite) => {
                 if let Some(metric) = suite.result.overall().next() {

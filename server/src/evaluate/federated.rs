@@ -12,7 +12,7 @@ use super::grading::Verdict;
 use super::journal::{Finding, Journal, JournalError, Key};
 use super::metrics::{Fairness, bootstrap, fairness, rouge_l};
 use super::model::ModelError;
-use super::run::Watcher;
+use super::run::{Watcher, Work};
 use super::suite::{Card, Metric, Scoring, Wrapping};
 
 /// The name under which journals and results know the view.
@@ -172,7 +172,7 @@ pub fn view(
     }
     let keys: Vec<Key> = clients.iter().map(|client| key(client, options)).collect();
     let done = keys.iter().filter(|key| known(journal, key).is_some()).count();
-    watcher.begin(NAME, clients.len(), done);
+    watcher.begin(NAME, Work::Clients, clients.len(), done);
     let mut verdicts = Vec::with_capacity(clients.len());
     let mut all_seconds = 0.0;
     for (client, key) in clients.iter().zip(keys) {
@@ -380,7 +380,7 @@ mod tests {
     struct Silent;
 
     impl Watcher for Silent {
-        fn begin(&mut self, _suite: &str, _total: usize, _done: usize) {}
+        fn begin(&mut self, _suite: &str, _work: Work, _total: usize, _done: usize) {}
         fn advance(&mut self, _amount: usize) {}
         fn stop(&self) -> bool {
             false

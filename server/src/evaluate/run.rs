@@ -20,6 +20,7 @@ use super::suite::{
     Card, Graded, Item, Metric, Question, Scoring, Suite, SuiteError, SuiteOptions, Wrapping,
     sample,
 };
+use crate::report::text::plural;
 
 /// Questions that go to the model in one call, at first and at most. Scores are kept when all are
 /// there, so as many are scored at a time as take about [`BATCH_TIME`]: more would lose more to a kill.
@@ -51,10 +52,32 @@ pub struct Plan {
     pub seen: HashSet<String>,
 }
 
+/// What a watcher counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Answers of the model.
+    Answers,
+    /// Answers that a judge or programs grade; rules take no time.
+    Gradings,
+    /// Clients that are measured.
+    Clients,
+}
+
+impl Work {
+    /// The name of several.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Answers => "answers",
+            Self::Gradings => "gradings",
+            Self::Clients => "clients",
+        }
+    }
+}
+
 /// Follows a run.
 pub trait Watcher {
-    /// A suite begins: `total` pieces of work, `done` of which were done before.
-    fn begin(&mut self, suite: &str, total: usize, done: usize);
+    /// Work on a suite begins: `total` pieces, `done` of which were done before.
+    fn begin(&mut self, suite: &str, work: Work, total: usize, done: usize);
 
     /// So many pieces of work are done.
     fn advance(&mut self, amount: usize);
@@ -205,19 +228,27 @@ impl<'a> SuiteRun<'a> {
         let in_suite = items.len();
         items.retain(|item| !item.about.as_ref().is_some_and(|text| plan.seen.contains(text)));
         let seen = in_suite - items.len();
-        let asked = self.ready(model, sample(items, plan.limit, plan.seed))?;
+        let items = sample(items, plan.limit, plan.seed);
+        let wanted = plan.shots.unwrap_or(self.card.shots.0);
+        let shots = items.iter().map(|item| item.shots).min().unwrap_or(0);
+        if shots < wanted && !items.is_empty() {
+            let (name, examples) = (self.card.name, plural(shots as u64, "example"));
+            tracing::warn!("{name} has {examples} for its prompts, not {wanted}");
+        }
+        let asked = self.ready(model, items)?;
         let judge = match self.card.scoring {
             Scoring::Judge => tools.judge.as_ref().map(|judge| judge.name()),
             _ => None,
         };
         let answered = asked.iter().filter(|a| a.answer(journal).is_some()).count();
-        // Rules take no time; tools do.
-        let graded = if self.takes_tools(tools) { asked.len() } else { 0 };
-        watcher.begin(self.card.name, asked.len() + graded, answered);
+        watcher.begin(self.card.name, Work::Answers, asked.len(), answered);
         self.answer(&asked, model, journal, watcher)?;
+        if self.takes_tools(tools) {
+            watcher.begin(self.card.name, Work::Gradings, asked.len(), 0);
+        }
         let verdicts = self.grade(&asked, tools, journal, watcher)?;
         let mut result = self.sum_up(&asked, &verdicts, judge, journal);
-        (result.rows_in_suite, result.rows_seen) = (in_suite, seen);
+        (result.rows_in_suite, result.rows_seen, result.shots) = (in_suite, seen, shots);
         Ok(result)
     }
 

@@ -95,6 +95,8 @@ pub struct Item {
     pub groups: Vec<String>,
     /// The text that the question is about, where training data may hold it too.
     pub about: Option<String>,
+    /// Examples before the question: no more than the data hold.
+    pub shots: usize,
     /// What is asked.
     pub question: Question,
 }
@@ -314,7 +316,8 @@ mod tests {
 
     fn item(id: usize) -> Item {
         let choice = Choice { prompt: Prompt::same(""), options: vec![], gold: 0, written: None };
-        Item { id: id.to_string(), groups: vec![], about: None, question: Question::Choice(choice) }
+        let question = Question::Choice(choice);
+        Item { id: id.to_string(), groups: vec![], about: None, shots: 0, question }
     }
 
     #[test]

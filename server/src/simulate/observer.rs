@@ -46,9 +46,11 @@ pub enum Event<'a> {
         round: u32,
         /// The suite.
         suite: &'a str,
-        /// Pieces of work done.
+        /// What is counted, in the plural.
+        work: &'static str,
+        /// How many are done.
         done: usize,
-        /// Pieces of work in all.
+        /// How many there are.
         total: usize,
     },
     /// A suite was asked.

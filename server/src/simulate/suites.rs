@@ -21,7 +21,7 @@ use crate::evaluate::grading::Tools;
 use crate::evaluate::journal::{Journal, JournalError};
 use crate::evaluate::model::{Identity, LanguageModel};
 use crate::evaluate::result::page;
-use crate::evaluate::run::{Plan, RunError, Watcher, run};
+use crate::evaluate::run::{Plan, RunError, Watcher, Work, run};
 
 /// The folder, within a run's or a server's, of journals and pages.
 pub const FOLDER: &str = "evaluation";
@@ -66,7 +66,7 @@ impl SuiteQuestions {
         let mut model = model.map_err(SimulateError::Model)?;
         let mut journal = open(&path("journal.jsonl"), &model.identity())?;
         let mut watcher =
-            Telling { observer, round, suite: String::new(), progress: (0, 0), stop: false };
+            Telling { observer, round, suite: String::new(), work: Work::Answers, progress: (0, 0), stop: false };
         let mut tools = self.tools.borrow_mut();
         let result = match run(&self.plan, &mut model, &mut tools, &mut journal, &mut watcher) {
             Err(error) if error.is_no_model() => {
@@ -97,6 +97,7 @@ struct Telling<'a> {
     observer: &'a mut dyn Observer,
     round: u32,
     suite: String,
+    work: Work,
     /// Done, of all.
     progress: (usize, usize),
     stop: bool,
@@ -105,14 +106,16 @@ struct Telling<'a> {
 impl Telling<'_> {
     fn tell(&mut self) {
         let (done, total) = self.progress;
-        let event = Event::Asking { round: self.round, suite: &self.suite, done, total };
+        let (round, suite, work) = (self.round, &self.suite, self.work.name());
+        let event = Event::Asking { round, suite, work, done, total };
         self.stop |= self.observer.see(&event) == ControlFlow::Break(());
     }
 }
 
 impl Watcher for Telling<'_> {
-    fn begin(&mut self, suite: &str, total: usize, done: usize) {
+    fn begin(&mut self, suite: &str, work: Work, total: usize, done: usize) {
         suite.clone_into(&mut self.suite);
+        self.work = work;
         self.progress = (done, total);
         self.tell();
     }

@@ -72,6 +72,7 @@ impl Suite for AdvBench {
             id: number.to_string(),
             groups: vec![],
             about: None,
+            shots: 0,
             question: Question::Writing(Writing {
                 // OpenFedLLM asks with a full stop and some chance.
                 asking: Asking::Once(Prompt::same(format!("{}.", row.goal))),

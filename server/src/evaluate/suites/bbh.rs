@@ -29,17 +29,20 @@ struct PromptRow {
     prompt: String,
 }
 
-/// The instruction and the first `shots` examples of a task's chain-of-thought prompt.
+/// The instruction and the first `shots` examples of a task's chain-of-thought prompt, and how many
+/// there are.
 ///
 /// The file begins with a notice to those who gather training data, up to a line of dashes.
-fn header(prompt: &str, shots: usize) -> String {
+fn header(prompt: &str, shots: usize) -> (String, usize) {
     let text = prompt.split_once("-----\n").map_or(prompt, |(_, text)| text);
     let mut parts = text.split("\n\nQ: ");
     let mut header = parts.next().unwrap_or("").trim().to_owned();
+    let mut taken = 0;
     for example in parts.take(shots) {
         header = format!("{header}\n\nQ: {}", example.trim_end());
+        taken += 1;
     }
-    header
+    (header, taken)
 }
 
 struct Exact {
@@ -75,7 +78,7 @@ impl Suite for Bbh {
             prompts.into_iter().map(|p| (p.task, header(&p.prompt, options.shots))).collect();
         let rows = data.rows::<Row>("bbh/examples")?;
         let items = rows.into_iter().enumerate().map(|(number, row)| {
-            let header = headers.get(&row.task).ok_or_else(|| SuiteError::Question {
+            let (header, shots) = headers.get(&row.task).ok_or_else(|| SuiteError::Question {
                 suite: "bbh".to_owned(),
                 problem: format!("bbh/cot_prompts has no prompt for the task {}", row.task),
             })?;
@@ -84,6 +87,7 @@ impl Suite for Bbh {
                 id: number.to_string(),
                 groups: vec![format!("task:{}", row.task)],
                 about: None,
+                shots: *shots,
                 question: Question::Writing(Writing {
                     asking: Asking::Once(Prompt::same(text)),
                     max_tokens: 512,
@@ -112,8 +116,9 @@ mod tests {
     #[test]
     fn examples_are_taken_from_the_prompt_file_without_its_notice() {
         let prompt = "notice\n-----\nDo it.\n\nQ: a\nA: x.\n\nQ: b\nA: y.\n\nQ: c\nA: z.";
-        assert_eq!(header(prompt, 0), "Do it.");
-        assert_eq!(header(prompt, 2), "Do it.\n\nQ: a\nA: x.\n\nQ: b\nA: y.");
-        assert!(header(prompt, 3).ends_with("A: z."));
+        assert_eq!(header(prompt, 0), ("Do it.".to_owned(), 0));
+        assert_eq!(header(prompt, 2), ("Do it.\n\nQ: a\nA: x.\n\nQ: b\nA: y.".to_owned(), 2));
+        let (all, number) = header(prompt, 9);
+        assert!(all.ends_with("A: z.") && number == 3, "{all}");
     }
 }

@@ -53,6 +53,7 @@ impl Suite for Drop {
             id: number.to_string(),
             groups: vec![],
             about: None,
+            shots: 0,
             question: Question::Writing(Writing {
                 asking: Asking::Once(Prompt::same(row.context)),
                 max_tokens: 32,

@@ -124,6 +124,7 @@ impl Suite for HumanEval {
             id: row.task_id.clone(),
             groups: vec![],
             about: None,
+            shots: 0,
             question: Question::Writing(Writing {
                 asking: Asking::Once(Prompt {
                     plain: row.prompt.clone(),

@@ -231,6 +231,7 @@ impl Suite for HumanEvalPack {
                     id: program.row.task_id.clone(),
                     groups: vec![format!("language:{}", language.name())],
                     about: None,
+                    shots: 0,
                     question: Question::Writing(Writing {
                         asking,
                         max_tokens: 512,

@@ -55,10 +55,11 @@ impl Suite for Gsm8k {
     }
 
     fn items(&self, data: &DataFolder, options: &SuiteOptions) -> Result<Vec<Item>, SuiteError> {
-        let mut examples = String::new();
+        let (mut examples, mut shots) = (String::new(), 0);
         if options.shots > 0 {
             let train = data.rows::<Gsm8kRow>("gsm8k/train")?;
             for row in drawn(train, options.shots, options.seed) {
+                shots += 1;
                 examples += &format!("Question: {}\nAnswer: {}\n\n", row.question, row.answer);
             }
         }
@@ -76,6 +77,7 @@ impl Suite for Gsm8k {
             id: number.to_string(),
             groups: vec![],
             about: None,
+            shots,
             question: Question::Writing(Writing {
                 asking: Asking::Once(prompt),
                 max_tokens: 256,
@@ -129,10 +131,11 @@ impl Suite for CompetitionMath {
     }
 
     fn items(&self, data: &DataFolder, options: &SuiteOptions) -> Result<Vec<Item>, SuiteError> {
-        let mut examples = String::new();
+        let (mut examples, mut shots) = (String::new(), 0);
         if options.shots > 0 {
             let train = data.rows::<MathRow>("math/train")?;
             for row in drawn(train, options.shots, options.seed) {
+                shots += 1;
                 examples += &format!("Problem: {}\nSolution: {}\n\n", row.problem, row.solution);
             }
         }
@@ -161,6 +164,7 @@ impl Suite for CompetitionMath {
                 id: number.to_string(),
                 groups,
                 about: None,
+                shots,
                 question: Question::Writing(Writing {
                     asking: Asking::Once(prompt),
                     max_tokens: 512,

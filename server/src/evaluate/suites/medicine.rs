@@ -140,10 +140,11 @@ impl Suite for PubMedQa {
     }
 
     fn items(&self, data: &DataFolder, options: &SuiteOptions) -> Result<Vec<Item>, SuiteError> {
-        let mut examples = String::new();
+        let (mut examples, mut shots) = (String::new(), 0);
         if options.shots > 0 {
             let dev = data.rows::<PubMedQaRow>("pubmedqa/pqal_dev")?;
             for row in drawn(dev, options.shots, options.seed) {
+                shots += 1;
                 examples += &format!("{} {}\n\n", row.text(), row.final_decision);
             }
         }
@@ -153,7 +154,9 @@ impl Suite for PubMedQa {
             let options = DECISIONS.map(str::to_owned).to_vec();
             Ok::<_, String>((vec![], Choice { prompt, options, gold: row.gold()?, written }))
         })?;
-        Ok(numbered(questions))
+        let mut items = numbered(questions);
+        items.iter_mut().for_each(|item| item.shots = shots);
+        Ok(items)
     }
 
     fn metrics(&self, graded: &[Graded], options: &SuiteOptions) -> Vec<Metric> {

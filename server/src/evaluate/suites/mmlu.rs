@@ -172,15 +172,19 @@ impl Suite for Mmlu {
                 groups.extend(group_of(&row.subject).map(|group| format!("group:{group}")));
             }
             let shown = examples.get(&row.subject).map_or(&[][..], Vec::as_slice);
+            let shown = &shown[..shown.len().min(options.shots)];
             let text = format!(
                 "The following are multiple choice questions (with answers) about {}.\n\n{}{}",
                 row.subject.replace('_', " "),
-                shown[..shown.len().min(options.shots)].concat(),
+                shown.concat(),
                 row.text()
             );
-            Ok(Some((groups, by_letter(Prompt::same(text), 4, row.answer))))
+            Ok(Some(((groups, by_letter(Prompt::same(text), 4, row.answer)), shown.len())))
         })?;
-        Ok(numbered(questions.into_iter().flatten().collect()))
+        let (questions, shots): (Vec<_>, Vec<_>) = questions.into_iter().flatten().unzip();
+        let mut items = numbered(questions);
+        items.iter_mut().zip(shots).for_each(|(item, shots)| item.shots = shots);
+        Ok(items)
     }
 
     fn metrics(&self, graded: &[Graded], _options: &SuiteOptions) -> Vec<Metric> {

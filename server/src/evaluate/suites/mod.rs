@@ -81,6 +81,7 @@ fn numbered(questions: Vec<(Vec<String>, Choice)>) -> Vec<Item> {
         id: number.to_string(),
         groups,
         about: None,
+        shots: 0,
         question: Question::Choice(choice),
     });
     items.collect()

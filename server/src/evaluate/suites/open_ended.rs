@@ -264,6 +264,7 @@ impl Suite for OpenEnded {
             Item {
                 groups: vec![format!("category:{category}")],
                 about: None,
+                shots: 0,
                 question: Question::Writing(Writing {
                     asking,
                     max_tokens: 1024,
