@@ -382,7 +382,10 @@ fn clients_of_a_simulation_are_measured_and_what_it_trained_on_is_not_asked() {
     let seen = fpb["rows_seen"].as_u64().unwrap();
     assert!((15..30).contains(&seen), "{seen}");
     assert_eq!(fpb["rows"].as_u64().unwrap(), 40 - seen);
-    assert_eq!((&federated["scoring"], &federated["template"]), (&json!("held_out"), &json!("alpaca")));
+    assert_eq!(
+        (&federated["scoring"], &federated["template"]),
+        (&json!("held_out"), &json!("alpaca"))
+    );
     let prompt = federated["prompt"].as_str().unwrap();
     assert!(prompt.contains("### Instruction:\nSay it.") && prompt.contains("Item "), "{prompt}");
     assert!(federated["rows_per_second"].as_f64().unwrap() > 0.0);
@@ -416,14 +419,8 @@ fn a_model_that_computes_no_numbers_has_no_scores() {
     break_model(&place);
     let out = place.path("out.json");
     for scoring in ["loglikelihood", "generation"] {
-        let ended = place.eval(&[
-            "--suite",
-            "fpb",
-            "--scoring",
-            scoring,
-            "--out",
-            out.to_str().unwrap(),
-        ]);
+        let ended =
+            place.eval(&["--suite", "fpb", "--scoring", scoring, "--out", out.to_str().unwrap()]);
         assert!(ended.error(1).contains("the model's logits are not finite"), "{}", ended.err);
         let journal = fs::read_to_string(out.with_extension("journal.jsonl")).unwrap();
         assert_eq!(journal.lines().count(), 1, "{journal}");

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fleetune_core::data::{Message, Template};
 use fleetune_core::train::Evaluation;
 use fleetune_server::evaluate::data::DataFolder;
-use fleetune_server::evaluate::grading::{Grading, Tools};
+use fleetune_server::evaluate::grading::{Grading, Tools, Verdict};
 use fleetune_server::evaluate::journal::Journal;
 use fleetune_server::evaluate::judge::{Judge, JudgeError};
 use fleetune_server::evaluate::model::{
@@ -17,7 +17,7 @@ use fleetune_server::evaluate::model::{
 };
 use fleetune_server::evaluate::result::EvaluationResult;
 use fleetune_server::evaluate::run::{Plan, RunError, Watcher, Work, run};
-use fleetune_server::evaluate::suite::{Question, Scoring, SuiteOptions, Wrapping};
+use fleetune_server::evaluate::suite::{Graded, Question, Scoring, SuiteOptions, Wrapping};
 use fleetune_server::evaluate::suites;
 use fleetune_server::training::ComputePrecision;
 use serde_json::{Value, json};
@@ -484,6 +484,95 @@ fn a_judge_that_fails_loses_no_answer() {
     assert_eq!(value(&result, "mt-bench", "rating", None), 9.0);
     assert_eq!(value(&result, "mt-bench", "rating_2", Some("category:writing")), 9.0);
     assert_eq!(result.suites[0].judge.as_deref(), Some("flaky"));
+}
+
+/// Two rows of the data sets that [`data`] leaves out, code apart.
+fn further_data(folder: &Path) {
+    let write = |name: &str, rows: &[Value]| write_rows(folder, name, rows);
+    let fiqa =
+        |format: &str| json!({"sentence": "Up .", "sentiment_score": "0.9", "format": format});
+    write("fiqa_sa/task1", &[fiqa("post"), fiqa("headline")]);
+    write("tfns/validation", &[json!({"text": "Up .", "label": 1})]);
+    let context = "Instruction: x\nInput: Up .\nAnswer: ";
+    write("nwgi/test", &[json!({"context": context, "target": "positive"})]);
+    write(
+        "medqa/us_4_options_test",
+        &[
+            json!({"question": "q", "options": {"A": "a", "B": "b"}, "answer_idx": "B", "meta_info": "step1"}),
+        ],
+    );
+    write(
+        "medmcqa/dev",
+        &[
+            json!({"question": "q", "cop": 1, "opa": "a", "opb": "b", "opc": "c", "opd": "d", "subject_name": "s"}),
+        ],
+    );
+    let paper = json!({"QUESTION": "q", "CONTEXTS": ["c"], "final_decision": "yes"});
+    write("pubmedqa/pqal_test", std::slice::from_ref(&paper));
+    let scores = json!({"no": 0.0, "yes": 1.0});
+    write("crass/bigbench_crass_ai", &[json!({"input": "q", "target_scores": scores})]);
+    write(
+        "hhh_alignment/examples",
+        &[json!({"category": "honest", "input": "q", "target_scores": scores})],
+    );
+    let problem =
+        json!({"problem": "p", "level": "Level 5", "type": "Algebra", "solution": "\\boxed{1}"});
+    write("math/test", std::slice::from_ref(&problem));
+    write("math/train", &[problem]);
+    let question = json!({"question_id": 1, "category": "fermi", "turns": ["How many?"]});
+    write("vicuna_bench/question", &[question]);
+    write("vicuna_bench/reference_answer_gpt4", &[json!({"question_id": 9, "choices": []})]);
+    write("fedllm_bench/chatbot_testset", &[json!({"instruction": "i"})]);
+    write("fedllm_bench/wildchat_testset", &[json!({"instruction": "i", "language": "French"})]);
+}
+
+/// Says everything that a grader understands.
+struct SaysAll;
+
+impl Judge for SaysAll {
+    fn name(&self) -> String {
+        "all".to_owned()
+    }
+
+    fn ask(&mut self, _system: &str, _message: &str) -> Result<String, JudgeError> {
+        Ok("[[1]]".to_owned())
+    }
+}
+
+#[test]
+fn every_number_in_a_result_stands_on_its_suites_card() {
+    let data = data();
+    further_data(data.path());
+    for suite in suites::all() {
+        let card = suite.card();
+        let metrics = if card.family == "code" {
+            // As if programs had been drawn and run.
+            let samples = if card.metrics.len() > 1 { 200.0 } else { 1.0 };
+            let scores = [("samples", samples), ("passed", 1.0)];
+            let scores = scores.map(|(name, value)| (name.to_owned(), value));
+            let verdict = Verdict { scores: scores.into(), ..Verdict::default() };
+            let groups = card.parts.iter().map(|part| format!("{part}:a")).collect::<Vec<_>>();
+            let graded = [Graded { groups: &groups, verdict: &verdict }];
+            let options =
+                SuiteOptions { limit: None, shots: 0, seed: 0, samples: 1, temperature: None };
+            suite.metrics(&graded, &options)
+        } else {
+            let mut tools = Tools { judge: Some(Box::new(SaysAll)), ..Tools::default() };
+            let mut model = Fake::new("", "yes");
+            let asked = plan(data.path(), &[card.name]);
+            let mut watcher = StopAfter(usize::MAX);
+            let result =
+                run(&asked, &mut model, &mut tools, &mut Journal::in_memory(), &mut watcher);
+            result.unwrap().suites.remove(0).metrics
+        };
+        let names: BTreeSet<&str> = metrics.iter().map(|metric| metric.name.as_str()).collect();
+        assert_eq!(names, card.metrics.iter().copied().collect(), "{}", card.name);
+        assert_eq!(metrics[0].name, card.metrics[0], "{}", card.name);
+        let kind = |group: &String| group.split(':').next().unwrap().to_owned();
+        let parts: BTreeSet<String> =
+            metrics.iter().filter_map(|metric| metric.group.as_ref().map(kind)).collect();
+        assert_eq!(parts, card.parts.iter().map(|&p| p.to_owned()).collect(), "{}", card.name);
+    }
 }
 
 /// Rows of each suite in the shared data sets.

@@ -30,6 +30,9 @@ use crate::evaluate::suites;
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Unit, note};
 
+/// Names of metrics in one line of the list.
+const NAMES_A_LINE: usize = 6;
+
 /// Arguments of `fleetune eval`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -190,12 +193,25 @@ fn list(ctx: &Context) -> CommandResult {
                 lines.push(format!("{family}:"));
             }
             lines.push(format!("  {:width$}  {}", card.name, card.about));
-            lines.push(format!("  {:width$}  metrics: {}", "", card.metrics.join(", ")));
+            lines.extend(listed("metrics", card.metrics).map(|l| format!("  {:width$}  {l}", "")));
+            if !card.parts.is_empty() {
+                lines.push(format!("  {:width$}  of each: {}", "", card.parts.join(", ")));
+            }
             lines.push(format!("  {:width$}  data: {}", "", card.data.join(", ")));
         }
         lines.join("\n")
     })?;
     Ok(())
+}
+
+/// A title and names, a few to a line.
+fn listed(title: &'static str, names: &'static [&'static str]) -> impl Iterator<Item = String> {
+    names.chunks(NAMES_A_LINE).enumerate().map(move |(number, some)| {
+        let blank = " ".repeat(title.len() + 1);
+        let before = if number == 0 { format!("{title}:") } else { blank };
+        let more = if (number + 1) * NAMES_A_LINE < names.len() { "," } else { "" };
+        format!("{before} {}{more}", some.join(", "))
+    })
 }
 
 fn plan(args: &EvalArgs, simulation: Option<&federated::Simulation>) -> Result<Plan, CommandError> {

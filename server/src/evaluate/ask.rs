@@ -517,7 +517,8 @@ mod tests {
             let manner = Manner { wrapping, scoring, seed: 0 };
             ready(&model, &question, &manner, "1").unwrap().hash()
         };
-        let turns = |turns: &[&str]| hash(Asking::Turns(turns.iter().map(|t| (*t).into()).collect()));
+        let turns =
+            |turns: &[&str]| hash(Asking::Turns(turns.iter().map(|t| (*t).into()).collect()));
         assert_eq!(turns(&["a", "b"]), turns(&["a", "b"]));
         assert_ne!(turns(&["a", "b"]), turns(&["a", "c"]));
         assert_ne!(turns(&["a", "b", "c"]), turns(&["a", "x", "c"]));

@@ -11,8 +11,8 @@ use fleetune_core::adapter::Adapter;
 use fleetune_core::data::{EncodeError, Encoder, Message, Template, Tokenize};
 use fleetune_core::generate::{self, Continuation, Reader, generate_together};
 use fleetune_core::model::{
-    Cache, CancelToken, Decoder, EngineError, LoadedModel, LoraTensors, PackedBatch, PassOptions, TextStream,
-    TextTokenizer,
+    Cache, CancelToken, Decoder, EngineError, LoadedModel, LoraTensors, PackedBatch, PassOptions,
+    TextStream, TextTokenizer,
 };
 use fleetune_core::train::Evaluation;
 use sha2::{Digest, Sha256};

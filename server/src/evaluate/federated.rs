@@ -22,17 +22,42 @@ pub const NAME: &str = "federated";
 const SCORES: [(&str, bool); 4] =
     [("loss", false), ("perplexity", false), ("token_accuracy", true), ("rouge_l", true)];
 
+/// All that the view says of clients together.
+const METRICS: [&str; 24] = [
+    "loss",
+    "loss_worst_decile",
+    "loss_spread",
+    "perplexity",
+    "perplexity_worst_decile",
+    "perplexity_spread",
+    "token_accuracy",
+    "token_accuracy_worst_decile",
+    "token_accuracy_spread",
+    "rouge_l",
+    "rouge_l_worst_decile",
+    "rouge_l_spread",
+    "personalised_loss",
+    "personalised_loss_worst_decile",
+    "personalised_loss_spread",
+    "personalised_perplexity",
+    "personalised_perplexity_worst_decile",
+    "personalised_perplexity_spread",
+    "personalised_token_accuracy",
+    "personalised_token_accuracy_worst_decile",
+    "personalised_token_accuracy_spread",
+    "personalised_rouge_l",
+    "personalised_rouge_l_worst_decile",
+    "personalised_rouge_l_spread",
+];
+
 /// What the view is about, as a suite.
 pub fn card() -> Card {
     Card {
         name: NAME,
         family: "federation",
         about: "how well and how evenly a simulation's clients are served, before and after each adapts",
-        metrics: &[
-            "loss, perplexity, token_accuracy, rouge_l of clients",
-            "their mean, worst decile and spread",
-            "the same after personalisation",
-        ],
+        metrics: &METRICS,
+        parts: &["client"],
         data: &["those of the run that --run names"],
         scoring: Scoring::HeldOut,
         wrapping: Wrapping::In(Template::Alpaca),
@@ -435,6 +460,9 @@ mod tests {
         let value = |name: &str, group: Option<&str>| {
             metrics.iter().find(|m| m.name == name && m.group.as_deref() == group).unwrap().value
         };
+        let names = metrics.iter().map(|metric| metric.name.as_str());
+        assert!(names.clone().all(|name| METRICS.contains(&name)));
+        assert!(METRICS.iter().all(|name| names.clone().any(|other| other == *name)));
         assert_eq!(value("loss", None), 15.0);
         assert_eq!(value("loss_worst_decile", None), 20.0);
         assert_eq!(value("loss_spread", None), 5.0);

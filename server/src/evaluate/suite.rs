@@ -191,8 +191,10 @@ pub struct Card {
     pub family: &'static str,
     /// What it asks, in a few words.
     pub about: &'static str,
-    /// Names of its metrics, the most important one first.
+    /// Names of all metrics that it can have, the most important one first.
     pub metrics: &'static [&'static str],
+    /// Kinds of parts for which metrics are given too (`subject`, of the group `subject:anatomy`).
+    pub parts: &'static [&'static str],
     /// Files of the data folder it reads.
     pub data: &'static [&'static str],
     /// How its questions are answered unless asked otherwise.

@@ -65,8 +65,14 @@ impl SuiteQuestions {
         });
         let mut model = model.map_err(SimulateError::Model)?;
         let mut journal = open(&path("journal.jsonl"), &model.identity())?;
-        let mut watcher =
-            Telling { observer, round, suite: String::new(), work: Work::Answers, progress: (0, 0), stop: false };
+        let mut watcher = Telling {
+            observer,
+            round,
+            suite: String::new(),
+            work: Work::Answers,
+            progress: (0, 0),
+            stop: false,
+        };
         let mut tools = self.tools.borrow_mut();
         let result = match run(&self.plan, &mut model, &mut tools, &mut journal, &mut watcher) {
             Err(error) if error.is_no_model() => {

@@ -132,7 +132,8 @@ impl Simulation {
         let cancel = watcher.interrupt.cancel_token();
         let mut model =
             AdaptableModel::new(&opened.decoder, tokenizer, adapter, training, rate, cancel)?;
-        let View { metrics, seconds } = match view(&clients, &mut model, &options, journal, watcher) {
+        let View { metrics, seconds } = match view(&clients, &mut model, &options, journal, watcher)
+        {
             Err(FederatedError::Stopped) => return Err(ViewError::Stopped),
             other => other?,
         };

@@ -40,6 +40,7 @@ impl Suite for Drop {
             family: "general",
             about: "reading comprehension with discrete reasoning",
             metrics: &["f1", "exact_match"],
+            parts: &[],
             data: &["drop/dev"],
             scoring: Scoring::Generation,
             wrapping: Wrapping::Plain,

@@ -140,6 +140,7 @@ fn question(row: &Row) -> Option<Choice> {
 
 impl Suite for Finance {
     fn card(&self) -> Card {
+        let parts: &[&str] = if self == &Self::Fiqa { &["format"] } else { &[] };
         let (name, about, data): (_, _, &[&str]) = match self {
             Self::Fpb => (
                 "fpb",
@@ -160,7 +161,15 @@ impl Suite for Finance {
             name,
             family: "finance",
             about,
-            metrics: &["accuracy", "accuracy_norm", "macro_f1", "weighted_f1"],
+            metrics: &[
+                "accuracy",
+                "accuracy_norm",
+                "macro_f1",
+                "weighted_f1",
+                "macro_f1_norm",
+                "weighted_f1_norm",
+            ],
+            parts,
             data,
             scoring: Scoring::LogLikelihood,
             wrapping: Wrapping::In(Template::Alpaca),

@@ -111,6 +111,7 @@ impl Suite for HumanEval {
             family: "code",
             about: "Python functions from their docstrings",
             metrics: &["pass@1", "pass@10", "pass@100"],
+            parts: &[],
             data: &["humaneval/HumanEval"],
             scoring: Scoring::Generation,
             wrapping: Wrapping::Plain,

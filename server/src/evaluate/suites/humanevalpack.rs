@@ -205,7 +205,12 @@ impl Suite for HumanEvalPack {
             name,
             family: "code",
             about,
-            metrics: &["pass@1", "pass@10", "pass@100", "pass@k of languages"],
+            // A description is drawn once, and so is the program after it.
+            metrics: match self {
+                Self::Explain => &["pass@1"],
+                _ => &["pass@1", "pass@10", "pass@100"],
+            },
+            parts: &["language"],
             data: &[
                 "humanevalpack/python",
                 "humanevalpack/js",

@@ -136,15 +136,23 @@ fn group_of(subject: &str) -> Option<&'static str> {
 
 impl Suite for Mmlu {
     fn card(&self) -> Card {
-        let (name, family, about) = match self {
-            Self::All => ("mmlu", "general", "57 subjects from school to profession, four options"),
-            Self::Medical => ("mmlu-medical", "medicine", "the six medical subjects of MMLU"),
+        let (name, family, about, parts): (_, _, _, &[&str]) = match self {
+            Self::All => (
+                "mmlu",
+                "general",
+                "57 subjects from school to profession, four options",
+                &["group", "subject"],
+            ),
+            Self::Medical => {
+                ("mmlu-medical", "medicine", "the six medical subjects of MMLU", &["subject"])
+            }
         };
         Card {
             name,
             family,
             about,
-            metrics: &["accuracy", "accuracy of groups and subjects", "subject_mean_accuracy"],
+            metrics: &["accuracy", "subject_mean_accuracy", "accuracy_norm"],
+            parts,
             data: &["mmlu/test", "mmlu/dev (examples)"],
             scoring: Scoring::LogLikelihood,
             wrapping: Wrapping::Plain,

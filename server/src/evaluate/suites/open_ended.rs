@@ -214,13 +214,13 @@ impl Suite for OpenEnded {
             Self::Mt => (
                 "mt-bench",
                 "two-turn conversations in eight categories",
-                &["rating", "rating_1", "rating_2", "ratings of categories"],
+                &["rating", "rating_1", "rating_2", "rated_1", "rated_2"],
                 &["mt_bench/question", "mt_bench/reference_answer_gpt4", "mt_bench/judge_prompts"],
             ),
             Self::Vicuna => (
                 "vicuna-bench",
                 "open questions in nine categories",
-                &["rating", "ratings of categories"],
+                &["rating", "rating_1", "rated_1"],
                 &[
                     "vicuna_bench/question",
                     "vicuna_bench/reference_answer_gpt4",
@@ -230,7 +230,7 @@ impl Suite for OpenEnded {
             Self::FedLlm => (
                 "fedllm-bench",
                 "prompts of chat users in several languages",
-                &["rating", "ratings of parts"],
+                &["rating", "rating_1", "rated_1"],
                 &[
                     "fedllm_bench/chatbot_testset",
                     "fedllm_bench/wildchat_testset",
@@ -243,6 +243,7 @@ impl Suite for OpenEnded {
             family: "open-ended",
             about,
             metrics,
+            parts: &["category"],
             data,
             scoring: Scoring::Judge,
             wrapping: Wrapping::In(Template::Chat),
