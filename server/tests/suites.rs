@@ -118,17 +118,28 @@ async fn a_judge_that_fails_stops_no_round_and_is_asked_again_later() {
 #[test]
 fn what_cannot_be_asked_is_told_before_anything_is_served() {
     for (evaluation, words) in [
-        ("suites = [\"medqa\"]", "us_4_options_test"),
+        (
+            "suites = [\"medqa\"]",
+            "serve.toml, line {data_dir}: data_dir: {folder}/data has no medqa/us_4",
+        ),
         ("suites = [\"glue\"]", "there is no suite"),
         (
             "suites = [\"advbench\"]\njudge_model = \"m\"\njudge_url = \"nowhere\"",
-            "neither http:// nor https://",
+            "serve.toml, line {judge_url}: judge_url: the judge's address cannot be used: it begins with \
+             neither http:// nor https://",
         ),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let place = place(folder.path(), evaluation);
         let config = place.folder.join("serve.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        let mut words = words.replace("{folder}", folder.path().to_str().unwrap());
+        for key in ["data_dir", "judge_url"] {
+            let line = text.lines().position(|line| line.starts_with(key)).map_or(0, |i| i + 1);
+            words = words.replace(&format!("{{{key}}}"), &line.to_string());
+        }
         let ended = run(folder.path(), &["serve", config.to_str().unwrap()]);
-        assert!(ended.error(2).contains(words), "{evaluation}: {}", ended.err);
+        let error = ended.error(2);
+        assert!(error.contains(&words) && !error.contains("--"), "{evaluation}: {error}");
     }
 }

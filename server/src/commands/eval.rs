@@ -155,6 +155,10 @@ pub fn run(args: EvalArgs, ctx: &Context) -> CommandResult {
     let mut result = match outcome {
         Ok(result) => result,
         Err(RunError::Stopped) => return Err(CommandError::Interrupted(stopped(files.as_ref()))),
+        Err(error) if error.is_missing_data() => {
+            let hint = "point --data-dir at the folder that holds it";
+            return Err(anyhow::anyhow!("{error}: {hint}").into());
+        }
         Err(error) => return Err(error.into()),
     };
     if let Some(simulation) = simulation.filter(|_| wants_view) {

@@ -9,21 +9,24 @@ use fleetune_core::model::{Decoder, LoadedModel};
 use super::eval::tools::{self, JUDGE_ATTEMPTS, JudgeChoice};
 use super::simulate::data_dir;
 use super::{CommandError, Context};
-use crate::evaluate::data::DataFolder;
+use crate::evaluate::data::{DataError, DataFolder};
 use crate::evaluate::grading::Tools;
 use crate::evaluate::run::{Plan, check};
+use crate::evaluate::sandbox::SandboxError;
+use crate::evaluate::suite::SuiteError;
 use crate::evaluate::suites;
-use crate::simulate::config::{EvaluationConfig, RunConfig};
+use crate::simulate::config::{EvaluationConfig, Origin, RunConfig};
 use crate::simulate::suites::SuiteQuestions;
 
 /// What `asked` wants to know of the adapters that `config` trains, on the base model's decoder.
-/// Questions about the texts in `seen` are left out. `None` where nothing is asked.
+/// `origin` knows where that stands, to name the place of what cannot be had. Questions about the
+/// texts in `seen` are left out. `None` where nothing is asked.
 ///
 /// # Errors
 /// When data are missing or wrong, programs cannot be confined, or the judge cannot be had.
 pub fn suite_questions(
     config: &RunConfig,
-    asked: &EvaluationConfig,
+    (asked, origin): (&EvaluationConfig, &Origin),
     (model, decoder): (&Arc<LoadedModel>, &Arc<Decoder>),
     seen: impl FnOnce() -> Result<HashSet<String>, CommandError>,
     ctx: &Context,
@@ -39,7 +42,16 @@ pub fn suite_questions(
         attempts: JUDGE_ATTEMPTS,
         precision: config.precision,
     };
-    let programs = tools::programs(&suites, false)?;
+    let programs = tools::programs(&suites, false).map_err(|error| match error {
+        CommandError::Failed(error) => match error.downcast_ref() {
+            Some(SandboxError::Unavailable(lacks)) => {
+                let problem = format!("programs written by the model cannot be confined: {lacks}");
+                CommandError::usage(origin.wrong("eval", problem))
+            }
+            _ => CommandError::Failed(error),
+        },
+        other => other,
+    })?;
     let tools = Tools { programs, judge: tools::judge(&judge, ctx)? };
     let plan = Plan {
         suites,
@@ -54,7 +66,12 @@ pub fn suite_questions(
         seen: seen()?,
     };
     // Now, not when the first rounds are done.
-    check(&plan).map_err(CommandError::usage)?;
+    check(&plan).map_err(|error| match error {
+        SuiteError::Data(DataError::Missing { .. }) => {
+            CommandError::usage(origin.wrong("data_dir", error.to_string()))
+        }
+        other => CommandError::usage(other),
+    })?;
     Ok(Some(SuiteQuestions {
         model: Arc::clone(model),
         decoder: Arc::clone(decoder),

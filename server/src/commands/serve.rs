@@ -22,6 +22,7 @@ use crate::interrupt::Interrupt;
 use crate::operator::{identity_folder, leave_addresses, leave_authority};
 use crate::output;
 use crate::progress::note;
+use crate::simulate::config::Origin;
 use crate::store::Store;
 use crate::system;
 use crate::transport::Server;
@@ -58,7 +59,7 @@ pub fn run(args: ServeArgs, ctx: &Context) -> CommandResult {
     if let Err(error) = system::limit_heaps() {
         tracing::debug!("glibc keeps its number of heaps: {error}");
     }
-    let mut config = ServeConfig::read(&args.config).map_err(CommandError::usage)?;
+    let (mut config, origin) = ServeConfig::read(&args.config).map_err(CommandError::usage)?;
     config.state = args.state.unwrap_or(config.state);
     config.listen = args.listen.unwrap_or(config.listen);
     let interrupt = ctx.interrupt();
@@ -66,7 +67,7 @@ pub fn run(args: ServeArgs, ctx: &Context) -> CommandResult {
     let _lock = store.lock().map_err(CommandError::usage)?;
     let mut coordinator = Coordinator::new(store, authority, config.limits)?;
     for federation in &config.federations {
-        let (model, measures) = base_model(federation, &config.state, ctx, &interrupt)?;
+        let (model, measures) = base_model((federation, &origin), &config.state, ctx, &interrupt)?;
         coordinator
             .serve(federation.clone(), model, measures)
             .map_err(|error| explain(&federation.name, error))?;
@@ -166,7 +167,7 @@ fn open_state(config: &ServeConfig) -> Result<(Store, Authority), CommandError> 
 
 /// The base model of a federation, and how adapters are measured on it.
 fn base_model(
-    federation: &FederationConfig,
+    (federation, origin): (&FederationConfig, &Origin),
     state: &Path,
     ctx: &Context,
     interrupt: &Interrupt,
@@ -206,7 +207,8 @@ fn base_model(
     let (model, decoder) = (Arc::new(model), Arc::new(decoder));
     // What devices hold is not known here: no question is left out.
     let seen = || Ok(HashSet::new());
-    let suites = suite_questions(training, &federation.evaluation, (&model, &decoder), seen, ctx)?;
+    let asked = (&federation.evaluation, origin);
+    let suites = suite_questions(training, asked, (&model, &decoder), seen, ctx)?;
     if !federation.evaluate {
         return Ok((base, Measures { held_out: None, suites }));
     }

@@ -264,7 +264,7 @@ fn by_serde<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 /// When the configuration is wrong, the run fails or is interrupted.
 pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     let interrupt = ctx.interrupt();
-    let (mut config, out) = configure(args.config.as_deref(), args.resume, args.overrides)?;
+    let (mut config, out, origin) = configure(args.config.as_deref(), args.resume, args.overrides)?;
     // Before the model and the data are read: a folder in use is told at once.
     RunFolder::check(&out, &config, args.resume).map_err(explain)?;
     let device = ctx.open_device()?;
@@ -298,7 +298,8 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
         Decoder::new(model.config.clone(), &model.weights, &device, config.precision.into())?;
     let decoder = Arc::new(decoder);
     let seen = || Ok(fleet.training_texts()?);
-    let suites = suite_questions(&config, &config.evaluation, (&model, &decoder), seen, ctx)?;
+    let asked = (&config.evaluation, &origin);
+    let suites = suite_questions(&config, asked, (&model, &decoder), seen, ctx)?;
     let memory = memory::plan_shared_memory(&model, &device, &config, &fleet, &encoder)?;
     let workers = starting.into_iter().map(|worker| worker.ready(memory));
     let workers = workers.collect::<Result<Vec<_>, _>>()?;
@@ -334,12 +335,12 @@ pub fn run(args: SimulateArgs, ctx: &Context) -> CommandResult {
     Ok(())
 }
 
-/// The configuration out of file, run folder and flags, and the run's folder.
+/// The configuration out of file, run folder and flags, the run's folder, and where values stand.
 fn configure(
     file: Option<&Path>,
     resume: bool,
     overrides: Overrides,
-) -> Result<(RunConfig, PathBuf), CommandError> {
+) -> Result<(RunConfig, PathBuf, Origin), CommandError> {
     let wrong = |error: crate::simulate::config::ConfigError| CommandError::usage(error);
     let out = overrides.out.clone();
     let (mut config, mut origin) = match (file, &out) {
@@ -366,7 +367,7 @@ fn configure(
         )));
     }
     config.out = Some(out.clone());
-    Ok((config, out))
+    Ok((config, out, origin))
 }
 
 /// The base model's place. Where the built-in model cannot be fetched for a new run, the stand-in

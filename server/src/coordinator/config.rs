@@ -191,14 +191,14 @@ fn default_listen() -> SocketAddr {
 }
 
 impl ServeConfig {
-    /// Reads a configuration file and checks every value.
+    /// Reads a configuration file and checks every value; also where values stand.
     ///
     /// # Errors
     /// When the file cannot be read, has an unknown key, or a value is out of range.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+    pub fn read(path: &Path) -> Result<(Self, Origin), ConfigError> {
         let (config, origin): (Self, Origin) = read_toml(path)?;
         config.check(&origin)?;
-        Ok(config)
+        Ok((config, origin))
     }
 
     /// Checks every value; `origin` names the places of wrong ones.
@@ -325,7 +325,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("serve.toml");
         std::fs::write(&path, text).unwrap();
-        ServeConfig::read(&path).map_err(|error| error.to_string())
+        ServeConfig::read(&path).map(|(config, _)| config).map_err(|error| error.to_string())
     }
 
     #[test]

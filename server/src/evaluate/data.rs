@@ -1,5 +1,6 @@
 //! Rows of the folder that `--data-dir` names.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use fleetune_core::data::{ReadError, TextLines};
@@ -13,7 +14,7 @@ const ENDINGS: [&str; 3] = ["jsonl.zst", "jsonl", "jsonl.gz"];
 #[non_exhaustive]
 pub enum DataError {
     /// No file of the data set is there.
-    #[error("{} has no {name}.jsonl.zst (nor .jsonl, .jsonl.gz): point --data-dir at the folder that holds it", folder.display())]
+    #[error("{} has no {name}.jsonl.zst (nor .jsonl, .jsonl.gz)", folder.display())]
     Missing {
         /// The data folder.
         folder: PathBuf,
@@ -27,6 +28,14 @@ pub enum DataError {
         path: PathBuf,
         /// Data set and file.
         name: String,
+    },
+    /// The file is not what its name says.
+    #[error("{} is not a {compression} file, though its name says so: download or compress it again", path.display())]
+    NotCompressed {
+        /// The file.
+        path: PathBuf,
+        /// `gzip` or `zstd`.
+        compression: &'static str,
     },
     /// The file cannot be read.
     #[error(transparent)]
@@ -94,7 +103,7 @@ impl DataFolder {
         let path = self.file(name)?;
         let mut rows = Vec::new();
         for text in TextLines::open(&path)? {
-            let (line, text) = text?;
+            let (line, text) = text.map_err(|error| unpacked(&path, error))?;
             let row = serde_json::from_str(&text).map_err(|e| e.to_string());
             let row = row.and_then(|row| convert(row).map_err(|e| e.to_string()));
             rows.push(row.map_err(|fault| DataError::Row {
@@ -108,6 +117,27 @@ impl DataFolder {
             true => Err(DataError::Empty { path, name: name.to_owned() }),
             false => Ok(rows),
         }
+    }
+}
+
+/// Text that is none, in a file whose name promises compressed text: the file is not compressed, or
+/// it would have been unpacked. Plain text under such a name is read as it is.
+fn unpacked(path: &Path, error: ReadError) -> DataError {
+    let compression = match path.extension().and_then(|ending| ending.to_str()) {
+        Some("zst") => "zstd",
+        Some("gz") => "gzip",
+        _ => return error.into(),
+    };
+    let is_plain = || {
+        let mut head = [0; 4];
+        let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head));
+        read.is_ok() && !matches!(head, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd])
+    };
+    match error {
+        ReadError::NotUtf8 { .. } | ReadError::LineTooLong { .. } if is_plain() => {
+            DataError::NotCompressed { path: path.to_owned(), compression }
+        }
+        other => other.into(),
     }
 }
 
@@ -139,6 +169,22 @@ mod tests {
         let expected = [Row { text: "a".into() }, Row { text: "b".into() }];
         assert_eq!(data.rows::<Row>("a/x").unwrap(), expected);
         assert_eq!(data.rows::<Row>("a/y").unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_named_compressed_and_is_not_is_told_so() {
+        let bytes = [0xc3, 0x00, 0x9f, 0xfe, 0x10, b'\n'];
+        let (_dir, data) = folder(&[
+            ("a/x.jsonl.zst", &bytes),
+            ("a/y.jsonl.gz", &bytes),
+            ("a/z.jsonl", &bytes),
+            ("a/plain.jsonl.zst", b"{\"text\": \"a\"}\n"),
+        ]);
+        let error = |name: &str| data.rows::<Row>(name).unwrap_err().to_string();
+        assert!(error("a/x").contains("x.jsonl.zst is not a zstd file"), "{}", error("a/x"));
+        assert!(error("a/y").contains("y.jsonl.gz is not a gzip file"), "{}", error("a/y"));
+        assert!(error("a/z").contains("not UTF-8"), "{}", error("a/z"));
+        assert_eq!(data.rows::<Row>("a/plain").unwrap().len(), 1);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fleetune_core::model::EngineError;
 
 use super::ask::{self, Dialogue, Manner, Ready, choice_verdict};
-use super::data::DataFolder;
+use super::data::{DataError, DataFolder};
 use super::grading::{GradeError, Grading, Tools, Verdict};
 use super::journal::{Answer, Answered, Journal, JournalError, Key};
 use super::judge::JudgeError;
@@ -105,6 +105,11 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// Whether a file is not in the data folder.
+    pub fn is_missing_data(&self) -> bool {
+        matches!(self, Self::Suite(SuiteError::Data(DataError::Missing { .. })))
+    }
+
     /// Whether the model computes no numbers, and so will never answer.
     pub fn is_no_model(&self) -> bool {
         let Self::Suite(SuiteError::Model(ModelError::Engine(error))) = self else { return false };

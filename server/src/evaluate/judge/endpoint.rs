@@ -126,6 +126,14 @@ impl Address {
     }
 }
 
+/// Checks an endpoint's address; nothing is asked.
+///
+/// # Errors
+/// When it cannot be used.
+pub fn check_address(url: &str) -> Result<(), JudgeError> {
+    Address::read(url).map(|_| ()).map_err(JudgeError::Address)
+}
+
 impl Line {
     /// One attempt. All that the endpoint says passes here, and loses our secrets, which some
     /// endpoints repeat.

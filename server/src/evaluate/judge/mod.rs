@@ -4,7 +4,7 @@ mod endpoint;
 mod opinion;
 mod secrets;
 
-pub use endpoint::{Endpoint, EndpointOptions};
+pub use endpoint::{Endpoint, EndpointOptions, check_address};
 pub use opinion::{rating, verdict_bit};
 
 use std::ops::ControlFlow;
@@ -44,7 +44,7 @@ pub enum JudgeError {
     },
     /// The endpoint refuses the request, and would again.
     #[error(
-        "the judge at {url} refuses the request ({problem}): check --judge-url, --judge-model and the key in FLEETUNE_JUDGE_KEY"
+        "the judge at {url} refuses the request ({problem}): check its address, its model's name and the key in FLEETUNE_JUDGE_KEY"
     )]
     Refused {
         /// The endpoint.

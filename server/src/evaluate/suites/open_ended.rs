@@ -131,7 +131,7 @@ impl Grader for Rated {
                 ));
             };
             let Some(opinion) = grading.opinion(system, &question)? else {
-                return Ok(Verdict::not_run("no judge was named (--judge-url or --judge-model)"));
+                return Ok(Verdict::not_run("no judge was named (--judge-model, or judge_model)"));
             };
             // MT-Bench leaves out what the judge does not rate; how much that is, is told.
             let rated = rating(&opinion).filter(|rating| (1.0..=10.0).contains(rating));

@@ -25,6 +25,7 @@ pub use self::origin::{ConfigError, Origin, read_toml};
 use self::ranks::RankClass;
 use super::schedule::{LearningRateSchedule, RowSchedule, Sampling};
 use crate::aggregate::{Algorithm, Combine, Hyperparameters, Robust, Variant, Weighting};
+use crate::evaluate::judge::check_address;
 use crate::evaluate::suites;
 use crate::seed::{Choice, derived};
 use crate::training::{ComputePrecision, LossName, Task};
@@ -205,6 +206,9 @@ impl EvaluationConfig {
         if self.judge_url.is_some() && self.judge_model.is_none() {
             let problem = "the endpoint needs a judge_model (--judge-model)";
             return Some(("judge_url", problem.into()));
+        }
+        if let Some(Err(error)) = self.judge_url.as_deref().map(check_address) {
+            return Some(("judge_url", error.to_string()));
         }
         None
     }
