@@ -5,26 +5,29 @@
 //! is frozen and has no gradient here. A norm of each head is the same function with a row for each
 //! head.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::Output;
 use super::isa::{Isa, multiversion};
 use super::lanes::{dot, mul_add};
+use super::shared::filled;
 
 /// Values that one task handles, so that starting it does not matter.
 const TASK: usize = 1 << 14;
 
-/// Normalises the rows of `x` into `y`; rows are as long as `weight`.
+/// The rows of `x`, which are as long as `weight`, normalised.
 ///
 /// # Panics
-/// When `x` is not `[rows, weight.len()]` or `y` not of its length.
-pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
+/// When `x` is not `[rows, weight.len()]`.
+pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     assert_eq!(x.len() % weight.len().max(1), 0, "RMSNorm input");
-    assert_eq!(x.len(), y.len(), "RMSNorm output");
-    let rows = rows_of_task(weight);
-    x.par_chunks(rows)
-        .zip(y.par_chunks_mut(rows))
-        .for_each(|(x, y)| forward(Isa::active(), x, weight, epsilon, y));
+    let fill = |at: usize, y: &mut [MaybeUninit<f32>]| {
+        forward(Isa::active(), &x[at..at + y.len()], weight, epsilon, y);
+    };
+    // SAFETY: each part is whole rows, of which `forward` writes all values.
+    unsafe { filled(x.len(), rows_of_task(weight), fill) }
 }
 
 /// The gradient of [`rms_norm`] with respect to `x`, from its input and the gradient `dy` of its
@@ -57,16 +60,21 @@ fn rows_of_task(weight: &[f32]) -> usize {
 }
 
 multiversion! {
-    fn forward(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) = forward_rows
+    fn forward(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [MaybeUninit<f32>]) = forward_rows
 }
 
 #[inline(always)]
-fn forward_rows<const FMA: bool>(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
+fn forward_rows<const FMA: bool>(
+    x: &[f32],
+    weight: &[f32],
+    epsilon: f32,
+    y: &mut [MaybeUninit<f32>],
+) {
     let cols = weight.len();
     for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)) {
         let scale = inverse_rms::<FMA>(x, epsilon);
         for (y, (x, w)) in y.iter_mut().zip(x.iter().zip(weight)) {
-            *y = x * scale * w;
+            y.write(x * scale * w);
         }
     }
 }
@@ -144,8 +152,10 @@ mod tests {
             let (x, dy) = (random(rows * cols, 1), random(rows * cols, 2));
             let weight = random(cols, 3);
             for isa in Isa::all() {
-                let mut y = vec![0.0; x.len()];
+                let mut y = vec![MaybeUninit::new(f32::NAN); x.len()];
                 forward(isa, &x, &weight, 1e-5, &mut y);
+                // SAFETY: all values were written above.
+                let y: Vec<f32> = y.iter().map(|y| unsafe { y.assume_init() }).collect();
                 let at_x: f64 =
                     y.iter().zip(&dy).map(|(y, dy)| f64::from(*y) * f64::from(*dy)).sum();
                 let exact = x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, multiversion};
 use super::lanes::{mul_add, sigmoid};
+use super::shared::filled;
 
 /// Values that one task handles.
 const TASK: usize = 1 << 13;
@@ -19,15 +20,12 @@ const TASK: usize = 1 << 13;
 pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
     assert_eq!(gate.len(), up.len(), "SwiGLU inputs");
     let isa = Isa::active();
-    let mut y = Vec::with_capacity(gate.len());
-    let room = &mut y.spare_capacity_mut()[..gate.len()];
-    gate.par_chunks(TASK)
-        .zip(up.par_chunks(TASK))
-        .zip(room.par_chunks_mut(TASK))
-        .for_each(|((gate, up), y)| forward(isa, gate, up, y));
-    // SAFETY: each of these values was written: all three are cut into the same chunks.
-    unsafe { y.set_len(gate.len()) };
-    y
+    let fill = |at: usize, y: &mut [MaybeUninit<f32>]| {
+        let part = at..at + y.len();
+        forward(isa, &gate[part.clone()], &up[part], y);
+    };
+    // SAFETY: `forward` writes as many values as it reads.
+    unsafe { filled(gate.len(), TASK, fill) }
 }
 
 /// Replaces both inputs of [`swiglu`] by their gradients, given that of its output, `dy`. In place,

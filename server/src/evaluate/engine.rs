@@ -21,8 +21,8 @@ use super::model::{GenerateRequest, Identity, LanguageModel, ModelError, ScoreRe
 
 /// Longest sequence where the model allows longer ones: keys and values take memory.
 const MAX_TOKENS: usize = 8192;
-/// Rows of one pass through the layers.
-const PASS_TOKENS: usize = 2048;
+/// Rows of one pass through the layers: few enough that most of what they become stays in caches.
+const PASS_TOKENS: usize = 1024;
 /// Texts that are written at a time: more gain little.
 const TOGETHER: usize = 16;
 /// The most memory for keys and values of texts that are written at a time.
