@@ -49,7 +49,8 @@ pub use threads::{Threads, ThreadsError};
 /// How the inputs of a matrix product are rounded. Sums are f32 in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// Inputs stay f32.
+    /// Inputs stay f32, or become bf16 values that sum up to them where the processor multiplies
+    /// those faster.
     #[default]
     F32,
     /// Inputs are rounded to bf16, or to 16-bit fixed point of at least its precision relative to

@@ -1,7 +1,8 @@
 //! Products of tile registers (AMX): 16 × 16 sums from 16 rows of 32 bf16 values each.
 //!
-//! An f32 value is the sum of three bf16 values, so f32 factors multiply as bf16 planes: of the nine
-//! products of planes the three smallest, below 2⁻²⁴ of the result, are left out.
+//! An f32 value is the sum of three bf16 values, so f32 factors multiply as bf16 planes. Each plane is at
+//! most 2⁻⁸ of the one before; of the nine products of planes the three smallest, together at most 2⁻²³
+//! of the product, are left out.
 
 use std::arch::asm;
 
@@ -20,7 +21,7 @@ const STRIPS: usize = 4;
 /// Panels that are encoded together, and bytes of the left factor. These products are so fast that a
 /// panel's weights must be decoded once for all rows, and rows be fetched once for many columns.
 const PANELS: usize = 8;
-const LEFT_BYTES: usize = 8 << 20;
+const LEFT_BYTES: usize = 2 << 20;
 
 /// Four tiles of sums, two of the left factor and two of the right one: all eight registers.
 pub(super) static AMX_BF16: MicroKernel = MicroKernel {

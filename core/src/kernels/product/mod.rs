@@ -20,6 +20,7 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -37,6 +38,13 @@ use super::{Output, Precision};
 
 /// Products of fewer multiplications than this are done by one task.
 const SERIAL: usize = 1 << 17;
+
+thread_local! {
+    /// Encoded factors of the last product on this thread. Thousands of products a step would leave
+    /// holes between the buffers of a model if each took its own memory.
+    static LEFT: Cell<LeftBlock> = Cell::default();
+    static PANELS: Cell<Panels> = Cell::default();
+}
 
 /// One right factor and where its product goes.
 pub(super) struct Part<'a> {
@@ -74,13 +82,14 @@ pub(super) fn product(isa: Isa, a: View, parts: &[Part], scale: f32, precision: 
     let depth = kernel.depth_block(k, unit);
     let block = kernel.left_bytes / (4 * kernel.layout.words(depth)) / kernel.rows * kernel.rows;
     let block = block.clamp(kernel.rows, m.next_multiple_of(kernel.rows));
-    let mut left = LeftBlock::default();
+    let mut left = LEFT.take();
     for depths in blocks(k, depth) {
         for rows in blocks(m, block) {
             left.encode(isa, kernel.layout, a, rows.clone(), depths.clone(), scale);
             work.run(&left, rows, depths.clone());
         }
     }
+    LEFT.set(left);
 }
 
 /// What all blocks of a product share.
@@ -118,7 +127,8 @@ impl<'a> Work<'a> {
             _ => (2 * threads).div_ceil(self.groups.len().max(1)).min(strips.div_ceil(4)),
         };
         let height = strips.div_ceil(splits) * self.kernel.rows;
-        let task = |panels: &mut Panels, task: usize| {
+        let task = |task: usize| {
+            let mut panels = PANELS.take();
             let (part, columns) = &self.groups[task / splits];
             let from = (task % splits * height).min(rows.len());
             let some = from..(from + height).min(rows.len());
@@ -134,16 +144,16 @@ impl<'a> Work<'a> {
                     };
                     // SAFETY: every task has rows or columns of its own, so tiles do not overlap,
                     // and `product` checked that the targets hold all of them.
-                    unsafe { self.kernel.tile(left, row, (panels, panel), tile) };
+                    unsafe { self.kernel.tile(left, row, (&panels, panel), tile) };
                 }
             }
+            PANELS.set(panels);
         };
         let tasks = self.groups.len() * splits;
         if threads == 1 {
-            let mut panels = Panels::default();
-            (0..tasks).for_each(|t| task(&mut panels, t));
+            (0..tasks).for_each(task);
         } else {
-            (0..tasks).into_par_iter().with_max_len(1).for_each_init(Panels::default, task);
+            (0..tasks).into_par_iter().with_max_len(1).for_each(task);
         }
     }
 }

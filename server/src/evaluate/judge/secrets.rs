@@ -71,23 +71,27 @@ fn end_of(secret: &[u8], text: &[u8]) -> Option<usize> {
 fn letters(text: &[u8]) -> impl Iterator<Item = (u8, usize)> {
     let mut at = 0;
     std::iter::from_fn(move || {
-        let begin = at;
-        while text.get(at) == Some(&b'\\') {
-            at += 1;
+        loop {
+            let begin = at;
+            while text.get(at) == Some(&b'\\') {
+                at += 1;
+            }
+            let rest = text.get(at..)?;
+            let escaped = match rest {
+                [b'%', high, low, ..] => hexadecimal(&[*high, *low]).map(|code| (code, 3)),
+                [b'u', code @ ..] if at > begin => escape(code).map(|(code, n)| (code, n + 1)),
+                _ => None,
+            };
+            let (letter, length) = match escaped {
+                // Secrets are sent in headers and addresses: ASCII.
+                Some((code, length)) => (u8::try_from(code).unwrap_or(u8::MAX), length),
+                None => (*rest.first()?, 1),
+            };
+            at += length;
+            if letter != b'\\' {
+                return Some((letter, at));
+            }
         }
-        let rest = text.get(at..)?;
-        let escaped = match rest {
-            [b'%', high, low, ..] => hexadecimal(&[*high, *low]).map(|code| (code, 3)),
-            [b'u', code @ ..] if at > begin => escape(code).map(|(code, n)| (code, n + 1)),
-            _ => None,
-        };
-        let (letter, length) = match escaped {
-            // Secrets are sent in headers and addresses: ASCII.
-            Some((code, length)) => (u8::try_from(code).unwrap_or(u8::MAX), length),
-            None => (*rest.first()?, 1),
-        };
-        at += length;
-        Some((letter, at))
     })
 }
 
