@@ -214,7 +214,11 @@ impl Endpoint {
             .http_status_as_error(false)
             .build();
         let key = key.as_deref().map(str::trim).filter(|key| !key.is_empty());
-        let authorization = key.map(|key| HeaderValue::from_str(&format!("Bearer {key}")));
+        // A header value might hold other letters, which no two endpoints read alike.
+        if key.is_some_and(|key| !key.is_ascii()) {
+            return Err(JudgeError::Key);
+        }
+        let authorization = key.map(|key| HeaderValue::try_from(format!("Bearer {key}")));
         let authorization = authorization.transpose().map_err(|_| JudgeError::Key)?;
         let secrets = Secrets::new(key, address.query.as_deref());
         let line = Arc::new(Line { address, authorization, secrets, agent: config.into() });
