@@ -29,6 +29,9 @@ Object.defineProperty(console, "assert", {
 });
 "#;
 
+/// Stands in for `main`, from which Rust's harness returns only after all tests passed.
+const RUST_MAIN: &str = include_str!("rust_main.txt");
+
 /// What a program says after its last test.
 pub struct Ending {
     language: Language,
@@ -60,15 +63,7 @@ impl Ending {
                 None => source.to_owned(),
             },
             // Stands in for `main`, from which Rust's harness returns only after all tests passed.
-            Language::Rust => format!(
-                "{source}\nmod __ending {{\n    extern \"C\" {{\n        \
-                 fn __real_main(count: i32, arguments: *const *const u8) -> i32;\n    }}\n    \
-                 #[no_mangle]\n    \
-                 unsafe extern \"C\" fn __wrap_main(count: i32, arguments: *const *const u8) -> i32 \
-                 {{\n        let code = __real_main(count, arguments);\n        \
-                 if code == 0 {{\n            println!(\"\\n{word}\");\n        }}\n        code\n    \
-                 }}\n}}\n"
-            ),
+            Language::Rust => format!("{source}{}", RUST_MAIN.replace("WORD", word)),
             Language::Java | Language::Go => source.to_owned(),
         }
     }
