@@ -3,7 +3,6 @@
 mod support;
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -442,16 +441,11 @@ fn an_adapter_that_computes_no_numbers_ends_no_rounds() {
         decoder: Arc::new(decoder.unwrap()),
         name: "m".to_owned(),
         plan: Plan {
-            suites: suites::named(&["fpb".to_owned()]).unwrap(),
-            data: DataFolder::new(place.path("data")),
             limit: Some(2),
-            shots: None,
-            seed: 0,
-            wrapping: None,
-            scoring: None,
-            samples: 1,
-            temperature: None,
-            seen: HashSet::new(),
+            ..Plan::new(
+                suites::named(&["fpb".to_owned()]).unwrap(),
+                DataFolder::new(place.path("data")),
+            )
         },
         tools: RefCell::default(),
         cancel: CancelToken::default(),

@@ -157,18 +157,7 @@ fn data() -> tempfile::TempDir {
 
 fn plan(data: &Path, names: &[&str]) -> Plan {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    Plan {
-        suites: suites::named(&names).unwrap(),
-        data: DataFolder::new(data),
-        limit: None,
-        shots: None,
-        seed: 0,
-        wrapping: None,
-        scoring: None,
-        samples: 1,
-        temperature: None,
-        seen: HashSet::new(),
-    }
+    Plan::new(suites::named(&names).unwrap(), DataFolder::new(data))
 }
 
 fn run_all(plan: &Plan, model: &mut Fake) -> EvaluationResult {

@@ -235,26 +235,30 @@ if os.fork() == 0:
     assert!(comes_true(|| leftovers(folder.path()).is_empty()));
 }
 
-#[test]
-fn strangers_cannot_be_signalled() {
+/// Runs a program that is told the number of a process that is not its own, which has to survive it.
+fn run_beside_a_stranger(code: impl Fn(u32) -> String) -> Option<Outcome> {
     let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
-    let code = format!(
-        "import os\ntry: os.kill({}, 9)\nexcept PermissionError: print('refused')",
-        stranger.id()
-    );
-    let outcome = run(&code, limits());
+    let outcome = run(&code(stranger.id()), limits());
     let alive = stranger.try_wait().unwrap().is_none();
     stranger.kill().unwrap();
     stranger.wait().unwrap();
-    let Some(outcome) = outcome else { return };
-    assert_eq!(outcome.stdout, "refused\n", "{}", outcome.stderr);
     assert!(alive);
+    outcome
+}
+
+#[test]
+fn strangers_cannot_be_signalled() {
+    let code = |stranger| {
+        format!("import os\ntry: os.kill({stranger}, 9)\nexcept PermissionError: print('refused')")
+    };
+    let Some(outcome) = run_beside_a_stranger(code) else { return };
+    assert_eq!(outcome.stdout, "refused\n", "{}", outcome.stderr);
 }
 
 #[test]
 fn processes_cannot_be_changed_but_by_themselves() {
-    let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
-    let code = format!(
+    let code = |stranger: u32| {
+        format!(
         "import ctypes, os, resource, signal
 libc = ctypes.CDLL(None, use_errno=True)
 def refused(name, call):
@@ -284,16 +288,11 @@ for me in (0, os.getpid()):
     os.sched_setaffinity(me, os.sched_getaffinity(me))
     os.setpriority(os.PRIO_PROCESS, me, 19)
 os.kill(child, 9)
-print('end')",
-        stranger = stranger.id()
-    );
-    let outcome = run(&code, limits());
-    let alive = stranger.try_wait().unwrap().is_none();
-    stranger.kill().unwrap();
-    stranger.wait().unwrap();
-    let Some(outcome) = outcome else { return };
+print('end')"
+    )
+    };
+    let Some(outcome) = run_beside_a_stranger(code) else { return };
     assert_eq!(outcome.stdout, "end\n", "{}", outcome.stderr);
-    assert!(alive);
 }
 
 #[test]

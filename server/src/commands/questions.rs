@@ -54,16 +54,10 @@ pub fn suite_questions(
     })?;
     let tools = Tools { programs, judge: tools::judge(&judge, ctx)? };
     let plan = Plan {
-        suites,
-        data: DataFolder::new(data_dir(config)?),
         limit: (*limit > 0).then_some(*limit),
-        shots: None,
         seed: config.seed,
-        wrapping: None,
-        scoring: None,
-        samples: 1,
-        temperature: None,
         seen: seen()?,
+        ..Plan::new(suites, DataFolder::new(data_dir(config)?))
     };
     // Now, not when the first rounds are done.
     check(&plan).map_err(|error| match error {

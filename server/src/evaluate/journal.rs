@@ -304,39 +304,40 @@ mod tests {
         Answered { answer: Answer::Texts(vec![text.to_owned()]), cut: false, seconds: 1.0 }
     }
 
+    /// Begins a journal with one answer.
+    fn begin(path: &Path) {
+        let mut journal = Journal::open(path, &identity("a")).unwrap();
+        journal.add_answer(key("1"), answered("one")).unwrap();
+    }
+
+    /// Checks that a journal has its first answer and takes another one.
+    fn goes_on(path: &Path) {
+        let mut journal = Journal::open(path, &identity("a")).unwrap();
+        assert_eq!(journal.answer(&key("1")), Some(&answered("one")));
+        journal.add_answer(key("2"), answered("two")).unwrap();
+        drop(journal);
+        let journal = Journal::open(path, &identity("a")).unwrap();
+        assert_eq!(journal.answer(&key("2")), Some(&answered("two")));
+    }
+
     #[test]
     fn what_was_kept_is_there_after_a_kill_in_the_middle_of_a_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j.jsonl");
-        let mut journal = Journal::open(&path, &identity("a")).unwrap();
-        journal.add_answer(key("1"), answered("one")).unwrap();
-        drop(journal);
+        begin(&path);
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, [&whole[..], b"{\"answer\":[{\"su"].concat()).unwrap();
-        let mut journal = Journal::open(&path, &identity("a")).unwrap();
-        assert_eq!(journal.answer(&key("1")), Some(&answered("one")));
-        journal.add_answer(key("2"), answered("two")).unwrap();
-        drop(journal);
-        let journal = Journal::open(&path, &identity("a")).unwrap();
-        assert_eq!(journal.answer(&key("2")), Some(&answered("two")));
+        goes_on(&path);
     }
 
     #[test]
     fn blank_lines_are_passed_over() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j.jsonl");
-        let mut journal = Journal::open(&path, &identity("a")).unwrap();
-        journal.add_answer(key("1"), answered("one")).unwrap();
-        drop(journal);
+        begin(&path);
         let lines = std::fs::read_to_string(&path).unwrap().replace('\n', "\n\n \r\n");
         std::fs::write(&path, format!("\n{lines}")).unwrap();
-        let mut journal = Journal::open(&path, &identity("a")).unwrap();
-        assert_eq!(journal.answer(&key("1")), Some(&answered("one")));
-        journal.add_answer(key("2"), answered("two")).unwrap();
-        drop(journal);
-        let journal = Journal::open(&path, &identity("a")).unwrap();
-        assert_eq!(journal.answer(&key("2")), Some(&answered("two")));
-        drop(journal);
+        goes_on(&path);
         std::fs::write(&path, "\n\n").unwrap();
         drop(Journal::open(&path, &identity("a")).unwrap());
         assert!(Journal::open(&path, &identity("b")).is_err(), "the model is named");

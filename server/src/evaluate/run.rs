@@ -74,6 +74,24 @@ impl Work {
     }
 }
 
+impl Plan {
+    /// All questions of these suites, each suite in its own way.
+    pub fn new(suites: Vec<Box<dyn Suite>>, data: DataFolder) -> Self {
+        Self {
+            suites,
+            data,
+            limit: None,
+            shots: None,
+            seed: 0,
+            wrapping: None,
+            scoring: None,
+            samples: 1,
+            temperature: None,
+            seen: HashSet::new(),
+        }
+    }
+}
+
 /// Follows a run.
 pub trait Watcher {
     /// Work on a suite begins: `total` pieces, `done` of which were done before.

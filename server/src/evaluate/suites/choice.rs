@@ -27,6 +27,10 @@ pub fn by_letter(prompt: Prompt, options: usize, gold: usize) -> Choice {
     Choice { prompt, options, gold, written: Some(written) }
 }
 
+/// Names of what [`with_f1`] yields.
+pub const ACCURACY_AND_F1: &[&str] =
+    &["accuracy", "accuracy_norm", "macro_f1", "weighted_f1", "macro_f1_norm", "weighted_f1_norm"];
+
 /// `accuracy` (and `accuracy_norm`) of all answers and groups, with macro and weighted F1 of all.
 pub fn with_f1(graded: &[Graded], options: &SuiteOptions) -> Vec<Metric> {
     let mut metrics = means(graded);

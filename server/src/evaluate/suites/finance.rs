@@ -3,7 +3,7 @@
 use fleetune_core::data::{NEWS_INSTRUCTION, Sentiment, TWEET_INSTRUCTION, Template};
 use serde::Deserialize;
 
-use super::choice::with_f1;
+use super::choice::{ACCURACY_AND_F1, with_f1};
 use super::numbered;
 use crate::evaluate::data::{DataError, DataFolder};
 use crate::evaluate::suite::{
@@ -161,14 +161,7 @@ impl Suite for Finance {
             name,
             family: "finance",
             about,
-            metrics: &[
-                "accuracy",
-                "accuracy_norm",
-                "macro_f1",
-                "weighted_f1",
-                "macro_f1_norm",
-                "weighted_f1_norm",
-            ],
+            metrics: ACCURACY_AND_F1,
             parts,
             data,
             scoring: Scoring::LogLikelihood,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::choice::{by_letter, lettered, with_f1};
+use super::choice::{ACCURACY_AND_F1, by_letter, lettered, with_f1};
 use super::{drawn, numbered};
 use crate::evaluate::data::DataFolder;
 use crate::evaluate::suite::{
@@ -133,14 +133,7 @@ impl Suite for PubMedQa {
             name: "pubmedqa",
             family: "medicine",
             about: "yes, no or maybe from the abstract of a paper",
-            metrics: &[
-                "accuracy",
-                "accuracy_norm",
-                "macro_f1",
-                "weighted_f1",
-                "macro_f1_norm",
-                "weighted_f1_norm",
-            ],
+            metrics: ACCURACY_AND_F1,
             parts: &[],
             data: &["pubmedqa/pqal_test", "pubmedqa/pqal_dev (examples)"],
             scoring: Scoring::LogLikelihood,
