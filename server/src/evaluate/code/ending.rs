@@ -62,7 +62,6 @@ impl Ending {
                 ),
                 None => source.to_owned(),
             },
-            // Stands in for `main`, from which Rust's harness returns only after all tests passed.
             Language::Rust => format!("{source}{}", RUST_MAIN.replace("WORD", word)),
             Language::Java | Language::Go => source.to_owned(),
         }
