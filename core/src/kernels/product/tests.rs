@@ -151,6 +151,23 @@ proptest! {
 }
 
 #[test]
+fn all_digits_of_f32_values_take_part() {
+    // Its digits lie so far apart that bf16 values, which have eight, share them among three.
+    let value = 1.0 + 0.75 * 2.0f32.powi(-8) + 2.0f32.powi(-18);
+    let (m, n, k) = (40, 70, 100);
+    let (a, b) = (vec![value; m * k], vec![-value; k * n]);
+    let exact = -(k as f64) * f64::from(value).powi(2);
+    for isa in Isa::all() {
+        let mut c = vec![0.0; m * n];
+        let (b, target) = (Operand::dense(View::new(&b, k, n)), Shared::new(&mut c));
+        let part = Part { b, target, stride: n, output: Output::Overwrite };
+        product(isa, View::new(&a, m, k), &[part], 1.0, Precision::F32);
+        let off = c.iter().map(|c| (f64::from(*c) - exact).abs()).fold(0.0, f64::max);
+        assert!(off <= -2e-6 * exact, "{isa:?}: off by {off:e} of {exact}");
+    }
+}
+
+#[test]
 fn results_do_not_depend_on_the_threads() {
     let (m, n, k) = (130, 200, 700);
     let (a, b) = (random(m * k, 1), random(n * k, 2));
