@@ -162,8 +162,13 @@ fn how_programs_end_is_kept_once_the_reference_passes() {
     assert_eq!(findings(), 2, "nothing is run again");
 }
 
-/// Grades the answer that each row's own solution is. Rows come by suite and language.
-fn reference_solutions(suite: &str, file: &str, rows: usize) {
+/// Grades the answers that `answer` makes of rows with their solutions. Rows come by suite and language.
+fn reference_solutions(
+    suite: &str,
+    file: &str,
+    rows: usize,
+    answer: impl Fn(&serde_json::Value) -> String,
+) {
     let Some(data) = std::env::var_os("FLEETUNE_DATA").map(PathBuf::from) else {
         println!("skipped: FLEETUNE_DATA is not set");
         return;
@@ -181,30 +186,48 @@ fn reference_solutions(suite: &str, file: &str, rows: usize) {
         let id = row["task_id"].as_str().unwrap();
         let item = items.iter().find(|item| item.id == id).unwrap();
         let Question::Writing(writing) = &item.question else { panic!("{id} is no writing") };
-        let answer = row["canonical_solution"].as_str().unwrap().to_owned();
         let mut grading = Grading::new(&mut tools, &mut journal, file, id);
-        let verdict = writing.grader.grade(&[answer], &mut grading).unwrap();
+        let verdict = writing.grader.grade(&[answer(row)], &mut grading).unwrap();
         if let Some(reason) = verdict.not_run {
             println!("{id}: {reason} ({})", verdict.understood);
             continue;
         }
         asked += 1;
-        passed += usize::from(verdict.correct == Some(true));
+        if verdict.correct == Some(true) {
+            passed += 1;
+        } else {
+            println!("{id}: {}", verdict.understood);
+        }
     }
     println!("{file}: {passed} of {asked} reference solutions pass");
     assert_eq!(passed, asked, "{file}");
 }
 
+fn continued(row: &serde_json::Value) -> String {
+    row["canonical_solution"].as_str().unwrap().to_owned()
+}
+
+/// A chat's answer that says again all that the row gives, under `key`, before the function.
+fn told(row: &serde_json::Value, key: &str) -> String {
+    let code = format!("{}{}", row[key].as_str().unwrap(), continued(row));
+    format!("First:\n```sh\nmake\n```\nThen here it is:\n```\n{code}\n```\nIt works.")
+}
+
 #[test]
 fn reference_solutions_of_humaneval_pass() {
-    reference_solutions("humaneval", "humaneval/HumanEval", rows());
+    reference_solutions("humaneval", "humaneval/HumanEval", rows(), continued);
+    reference_solutions("humaneval", "humaneval/HumanEval", rows(), |row| told(row, "prompt"));
 }
 
 #[test]
 fn reference_solutions_of_humanevalpack_pass() {
     for language in Language::ALL {
         let file = format!("humanevalpack/{}", language.file());
-        reference_solutions("humanevalpack-synthesize", &file, rows());
+        let suite = "humanevalpack-synthesize";
+        reference_solutions(suite, &file, rows(), continued);
+        // Only Go's prompts have the helpers, and only other declarations the imports.
+        let key = if language == Language::Go { "prompt" } else { "declaration" };
+        reference_solutions(suite, &file, rows(), |row| told(row, key));
     }
 }
 

@@ -1,11 +1,15 @@
 //! Programs that a model wrote: from an answer to a whole program, and from a program to passed or
 //! failed.
 
+mod answer;
 mod body;
 mod ending;
+mod program;
 mod runner;
 mod toolchain;
 
-pub use body::{body_in_braces, completion_of};
+pub use answer::{Code, given_before};
+pub use body::body_in_braces;
+pub use program::{go_imports, program};
 pub use runner::{ProgramRunner, RULES, RunResult};
 pub use toolchain::Language;

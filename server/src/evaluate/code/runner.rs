@@ -236,7 +236,13 @@ fn summary(outcome: &Outcome) -> String {
     };
     let last =
         |text: &'_ str| text.lines().rfind(|line| !line.trim().is_empty()).map(str::to_owned);
-    let words = lines().find(telling).map(str::to_owned);
+    // An interpreter names the exception last, after lines of the source that may say anything.
+    let exception = |line: &&str| {
+        let name = line.split([':', ' ']).next().unwrap_or("");
+        name.ends_with("Error") || name.ends_with("Exception")
+    };
+    let named = outcome.stderr.lines().rfind(exception);
+    let words = named.or_else(|| lines().find(telling)).map(str::to_owned);
     let words = words.or_else(|| last(&outcome.stderr)).or_else(|| last(&outcome.stdout));
     let words: String = words.unwrap_or_default().trim().chars().take(200).collect();
     match outcome.end {

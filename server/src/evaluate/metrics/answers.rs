@@ -57,26 +57,86 @@ pub fn bbh_answer(text: &str) -> Option<&str> {
     Some(line.strip_suffix('.').unwrap_or(line).trim())
 }
 
-/// The option that a free answer chooses, of those lettered `A`, `B`, …: a letter that stands
-/// alone (`B`, `(B)`, `B.`, `answer: B`), the first one. `options` is their number.
+/// The option that a free answer chooses, of those lettered `A`, `B`, …; `options` is their number.
 ///
-/// A lone capital A that begins a sentence ("A patient…") is read as a word, not as a choice.
+/// The first letter that "answer" leads to, as in `the answer is (C)`; if there is none, the first that
+/// stands alone (`B`, `(b)`, `B.`). A capital A before a word in small letters is an article ("A
+/// patient…"), unless that word shows it to be a choice ("A is right"). Small letters count in brackets,
+/// or as the whole answer. A letter after "not" is no choice.
 pub fn option_letter(text: &str, options: usize) -> Option<usize> {
-    let chars: Vec<char> = text.chars().collect();
-    let alone = |at: usize| {
-        let before = at == 0 || !chars[at - 1].is_alphanumeric();
-        let after = chars.get(at + 1).is_none_or(|c| !c.is_alphanumeric() && *c != '\'');
-        before && after
+    let words = words(text);
+    let letter = |at: usize| {
+        let Word { text: word, before, after } = words.get(at)?;
+        let mut letters = word.chars();
+        let (Some(letter), None) = (letters.next(), letters.next()) else { return None };
+        let capital = letter.is_ascii_uppercase();
+        let chosen = if capital {
+            !(letter == 'A' && *after == Some(' ') && is_article(words.get(at + 1)))
+        } else {
+            *before == Some('(') || *after == Some(')') || words.len() == 1
+        };
+        let denied = at > 0 && words[at - 1].text.eq_ignore_ascii_case("not");
+        let option = (letter.to_ascii_uppercase() as u32).checked_sub('A' as u32)? as usize;
+        (chosen && !denied && option < options).then_some(option)
     };
-    let is_article = |at: usize| {
-        chars[at] == 'A'
-            && chars.get(at + 1) == Some(&' ')
-            && chars.get(at + 2).is_some_and(|c| c.is_lowercase())
+    let led_to = |at: usize| {
+        let leads = words[at].text.eq_ignore_ascii_case("answer");
+        let between =
+            |word: &&Word| BETWEEN.iter().any(|between| word.text.eq_ignore_ascii_case(between));
+        letter(at + 1 + words[at + 1..].iter().take_while(between).count()).filter(|_| leads)
     };
-    (0..chars.len()).find_map(|at| {
-        let option = (chars[at] as u32).checked_sub('A' as u32)? as usize;
-        (option < options && alone(at) && !is_article(at)).then_some(option)
+    (0..words.len()).find_map(led_to).or_else(|| (0..words.len()).find_map(letter))
+}
+
+/// Words between "answer" and its letter.
+const BETWEEN: [&str; 16] = [
+    "is",
+    "was",
+    "be",
+    "would",
+    "should",
+    "must",
+    "to",
+    "this",
+    "question",
+    "the",
+    "option",
+    "choice",
+    "letter",
+    "most",
+    "likely",
+    "therefore",
+];
+
+/// Words that follow a choice rather than an article.
+const AFTER_CHOICE: [&str; 14] = [
+    "is", "was", "as", "because", "since", "and", "or", "but", "not", "would", "seems", "due",
+    "for", "given",
+];
+
+fn is_article(next: Option<&Word>) -> bool {
+    next.is_some_and(|next| {
+        next.text.starts_with(|c: char| c.is_lowercase()) && !AFTER_CHOICE.contains(&next.text)
     })
+}
+
+/// A word with the characters on both sides of it.
+struct Word<'a> {
+    text: &'a str,
+    before: Option<char>,
+    after: Option<char>,
+}
+
+fn words(text: &str) -> Vec<Word<'_>> {
+    let in_word = |c: char| c.is_alphanumeric() || matches!(c, '\'' | '’');
+    let mut words = Vec::new();
+    let mut end = 0;
+    while let Some(start) = text[end..].find(in_word).map(|at| end + at) {
+        end = text[start..].find(|c| !in_word(c)).map_or(text.len(), |at| start + at);
+        let (before, after) = (text[..start].chars().next_back(), text[end..].chars().next());
+        words.push(Word { text: &text[start..end], before, after });
+    }
+    words
 }
 
 #[cfg(test)]
@@ -115,12 +175,32 @@ mod tests {
 
     #[test]
     fn a_choice_is_a_letter_of_its_own() {
-        assert_eq!(option_letter(" B", 4), Some(1));
-        assert_eq!(option_letter("The answer is (C).", 4), Some(2));
-        assert_eq!(option_letter("A. Because", 4), Some(0));
-        assert_eq!(option_letter("A patient would choose D", 4), Some(3));
-        assert_eq!(option_letter("E", 4), None);
-        assert_eq!(option_letter("DNA", 4), None);
-        assert_eq!(option_letter("", 4), None);
+        for (answer, letter) in [
+            (" B", 'B'),
+            ("b", 'B'),
+            ("The answer is (C).", 'C'),
+            ("The answer is **C**", 'C'),
+            ("answer is (b)", 'B'),
+            ("Answer: D", 'D'),
+            ("I would take option b)", 'B'),
+            ("A. Because", 'A'),
+            ("A is the correct answer.", 'A'),
+            ("The answer is A because of the fever", 'A'),
+            ("The correct answer is A and not B", 'A'),
+            ("The answer is A since vitamin B is low", 'A'),
+            ("It could be B, but the answer is C.", 'C'),
+            ("Group B streptococcus: the answer is C", 'C'),
+            ("The answer to this question would be option D", 'D'),
+            ("It is not B but C", 'C'),
+            ("A patient would choose D", 'D'),
+            ("The answer is that a patient would choose D", 'D'),
+        ] {
+            let option = letter as usize - 'A' as usize;
+            assert_eq!(option_letter(answer, 4), Some(option), "{answer}");
+        }
+        for answer in ["E", "DNA", "", "A patient", "a", "I'd say so", "don't", "answer"] {
+            let expected = (answer == "a").then_some(0);
+            assert_eq!(option_letter(answer, 4), expected, "{answer}");
+        }
     }
 }

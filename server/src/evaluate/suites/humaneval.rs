@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::evaluate::code::{Language, RunResult, completion_of};
+use crate::evaluate::code::{Code, Language, RunResult, given_before, program};
 use crate::evaluate::data::DataFolder;
 use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
 use crate::evaluate::metrics::pass_at_k;
@@ -27,17 +27,30 @@ struct Row {
 }
 
 impl Row {
-    fn program(&self, completion: &str) -> String {
-        format!("{}{completion}\n{}\ncheck({})\n", self.prompt, self.test, self.entry_point)
+    fn tests(&self) -> String {
+        format!("{}\ncheck({})\n", self.test, self.entry_point)
+    }
+
+    /// The program with `completion` as the function's body.
+    fn completed(&self, completion: &str) -> String {
+        format!("{}{completion}\n{}", self.prompt, self.tests())
+    }
+
+    fn program(&self, answer: &str) -> String {
+        match Code::of(answer, Language::Python, &self.entry_point) {
+            Code::Body(body) => self.completed(&body),
+            Code::Whole(code) => {
+                let given = given_before(&self.prompt, Language::Python, &self.entry_point);
+                program(Language::Python, given.unwrap_or(""), &code, &self.tests())
+            }
+        }
     }
 }
 
 impl Grader for Row {
     fn grade(&self, answers: &[String], grading: &mut Grading) -> Result<Verdict, GradeError> {
-        let programs = answers
-            .iter()
-            .map(|answer| self.program(completion_of(answer, Language::Python, &self.entry_point)));
-        let reference = self.program(&self.canonical_solution);
+        let programs = answers.iter().map(|answer| self.program(answer));
+        let reference = self.completed(&self.canonical_solution);
         passed(Language::Python, programs, &reference, grading)
     }
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::humaneval::{pass_metrics, passed, temperature};
-use crate::evaluate::code::{Language, body_in_braces, completion_of};
+use crate::evaluate::code::{Code, Language, body_in_braces, given_before, go_imports, program};
 use crate::evaluate::data::DataFolder;
 use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
 use crate::evaluate::suite::{
@@ -68,7 +68,7 @@ struct Program {
 
 impl Program {
     /// The whole program with `completion` as the function's body.
-    fn whole(&self, completion: &str) -> String {
+    fn completed(&self, completion: &str) -> String {
         let Row { declaration, test, .. } = &self.row;
         match self.language {
             Language::Python => format!("{PYTHON_IMPORTS}{declaration}{completion}\n{test}"),
@@ -80,16 +80,43 @@ impl Program {
                 format!("{declaration}{completion}{close}\n{test}")
             }
             Language::Cpp => format!("{CPP_HEADERS}{declaration}{completion}\n{test}"),
-            Language::Go => self.whole_go(completion),
+            Language::Go => {
+                let code = format!("{}{completion}\n{test}", self.go_prompt());
+                self.with_go_imports(&code, vec![])
+            }
         }
     }
 
-    /// Go refuses imports that are not used and wants all of them at the top. Helper functions stand
-    /// in the prompt only, not in the declaration.
-    fn whole_go(&self, completion: &str) -> String {
-        let Row { prompt, import, test, test_setup, .. } = &self.row;
-        let code = format!("{}{completion}\n{test}", prompt.replacen(import.as_str(), "", 1));
-        let used = GO_PACKAGES.iter().filter(|package| {
+    /// The whole program with the answer's own function.
+    fn with_own(&self, code: &str) -> String {
+        let Row { declaration, test, entry_point, .. } = &self.row;
+        let go_prompt = self.go_prompt();
+        let text = if self.language == Language::Go { &go_prompt } else { declaration };
+        let given = given_before(text, self.language, entry_point).unwrap_or("");
+        let program = |code: &str| program(self.language, given, code, test);
+        match self.language {
+            Language::Python => format!("{PYTHON_IMPORTS}{}", program(code)),
+            Language::Cpp => format!("{CPP_HEADERS}{}", program(code)),
+            Language::Go => {
+                let (code, packages) = go_imports(code);
+                self.with_go_imports(&program(&code), packages)
+            }
+            Language::JavaScript | Language::Java | Language::Rust => program(code),
+        }
+    }
+
+    /// The prompt without its imports. Helper functions stand here only, not in the declaration.
+    fn go_prompt(&self) -> String {
+        self.row.prompt.replacen(self.row.import.as_str(), "", 1)
+    }
+
+    /// Go refuses imports that are not used and wants all of them at the top.
+    fn with_go_imports(&self, code: &str, mut packages: Vec<String>) -> String {
+        let test_setup = &self.row.test_setup;
+        packages.extend(GO_PACKAGES.map(str::to_owned));
+        packages.sort();
+        packages.dedup();
+        let used = packages.iter().filter(|package| {
             let name = package.rsplit('/').next().unwrap_or(package);
             code.contains(&format!("{name}.")) && !test_setup.contains(&format!("\"{package}\""))
         });
@@ -97,20 +124,19 @@ impl Program {
         format!("{test_setup}\n{imports}\n{code}")
     }
 
-    /// The function's body in an answer.
-    fn completion(&self, answer: &str) -> String {
-        let completion = completion_of(answer, self.language, &self.row.entry_point);
-        match self.language {
-            Language::Python => completion.to_owned(),
-            _ => body_in_braces(completion, self.language).to_owned(),
+    fn of_answer(&self, answer: &str) -> String {
+        match Code::of(answer, self.language, &self.row.entry_point) {
+            Code::Whole(code) => self.with_own(&code),
+            Code::Body(body) if self.language == Language::Python => self.completed(&body),
+            Code::Body(body) => self.completed(body_in_braces(&body, self.language)),
         }
     }
 }
 
 impl Grader for Program {
     fn grade(&self, answers: &[String], grading: &mut Grading) -> Result<Verdict, GradeError> {
-        let programs = answers.iter().map(|answer| self.whole(&self.completion(answer)));
-        let reference = self.whole(&self.row.canonical_solution);
+        let programs = answers.iter().map(|answer| self.of_answer(answer));
+        let reference = self.completed(&self.row.canonical_solution);
         passed(self.language, programs, &reference, grading)
     }
 }

@@ -1,0 +1,240 @@
+//! Finding the code in what a model wrote.
+
+use super::toolchain::Language;
+
+/// What an answer holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Code {
+    /// What follows the function's signature.
+    Body(String),
+    /// The function itself, with what its author wrote beside it: imports, helpers.
+    Whole(String),
+}
+
+impl Code {
+    /// The code in an answer to a question about the function `name`.
+    ///
+    /// An answer may go on where the signature ends, or be a chat's: words, and the function in a fenced
+    /// block. The last block that defines the function counts, for an answer may correct itself; if none
+    /// does, the first one.
+    pub fn of(answer: &str, language: Language, name: &str) -> Self {
+        let blocks = fenced(answer);
+        if let Some(block) =
+            blocks.iter().rfind(|block| definition(block, language, name).is_some())
+        {
+            return Self::Whole(block.clone());
+        }
+        if let Some(block) = blocks.into_iter().next() {
+            return Self::Body(block);
+        }
+        let first = answer.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
+        let goes_on = first.starts_with([' ', '\t']);
+        match definition(answer, language, name) {
+            // What is indented stands in the function that the question began.
+            Some(at) if !goes_on => Self::Whole(answer[code_start(answer, at)..].to_owned()),
+            _ => Self::Body(answer.to_owned()),
+        }
+    }
+}
+
+/// What a question gives before the function `name`, of which it gives the signature at least.
+pub fn given_before<'a>(text: &'a str, language: Language, name: &str) -> Option<&'a str> {
+    let lines = lines_with_places(text).filter(|(_, line)| defines(line, language, name));
+    lines.last().map(|(at, _)| &text[..at])
+}
+
+/// Whether `code` defines a function that `given` defines, too. Of `main` no one takes the other's.
+pub fn redefines(code: &str, given: &str, language: Language) -> bool {
+    let mut names = given.lines().filter_map(|line| {
+        let before = line.split_once(['(', '=', '<']).map_or("", |(before, _)| before.trim_end());
+        let start = before.rfind(|c: char| !c.is_alphanumeric() && c != '_').map_or(0, |at| at + 1);
+        let name = &before[start..];
+        (!matches!(name, "" | "main") && defines(line, language, name)).then_some(name)
+    });
+    names.any(|name| definition(code, language, name).is_some())
+}
+
+/// The contents of fenced blocks, less the indentation of their fences; one that is not closed goes to
+/// the end.
+fn fenced(answer: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut lines = answer.lines();
+    while let Some(line) = lines.next() {
+        let fence = line.trim_start();
+        let Some(mark) = ["```", "~~~"].into_iter().find(|mark| fence.starts_with(mark)) else {
+            continue;
+        };
+        let indentation = line.len() - fence.len();
+        let block = lines.by_ref().take_while(|line| {
+            let end = line.trim();
+            !end.starts_with(mark) || !end.trim_start_matches(&mark[..1]).is_empty()
+        });
+        let less_indented = |line: &str| {
+            let spaces = line.len() - line.trim_start().len();
+            format!("{}\n", &line[spaces.min(indentation)..])
+        };
+        blocks.push(block.map(less_indented).collect());
+    }
+    blocks
+}
+
+/// Where the line begins that defines the function.
+fn definition(code: &str, language: Language, name: &str) -> Option<usize> {
+    let found = lines_with_places(code).find(|(_, line)| defines(line, language, name));
+    found.map(|(at, _)| at)
+}
+
+fn lines_with_places(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut end = 0;
+    text.split_inclusive('\n').map(move |line| {
+        let at = end;
+        end += line.len();
+        (at, line)
+    })
+}
+
+/// Where code begins that defines a function at `definition`, after words without a fence: with the
+/// first line that no sentence is.
+fn code_start(answer: &str, definition: usize) -> usize {
+    const STARTS: [&str; 16] = [
+        "#",
+        "//",
+        "/*",
+        "@",
+        "import ",
+        "from ",
+        "def ",
+        "class ",
+        "const ",
+        "function ",
+        "use ",
+        "fn ",
+        "func ",
+        "using ",
+        "package ",
+        "public ",
+    ];
+    let before = lines_with_places(&answer[..definition]);
+    let mut code = before.filter(|(_, line)| STARTS.iter().any(|start| line.starts_with(start)));
+    code.next().map_or(definition, |(at, _)| at)
+}
+
+/// Whether the line begins the definition of the function. A line that only calls it does not, nor does
+/// one that only declares it.
+fn defines(line: &str, language: Language, name: &str) -> bool {
+    let line = line.trim();
+    let mut places = line.match_indices(name);
+    places.any(|(at, _)| {
+        let (before, after) = (line[..at].trim_end(), line[at + name.len()..].trim());
+        let apart = line[..at].ends_with(|c: char| c.is_whitespace() || matches!(c, '*' | '&'));
+        let last = before.split_whitespace().next_back().unwrap_or("");
+        apart
+            && match language {
+                Language::Python => last == "def" && after.starts_with(['(', '[']),
+                Language::Go => last == "func" && after.starts_with(['(', '[']),
+                Language::Rust => last == "fn" && after.starts_with(['(', '<']),
+                Language::JavaScript => match last {
+                    "function" | "function*" => after.starts_with('('),
+                    "const" | "let" | "var" => after.starts_with('='),
+                    _ => false,
+                },
+                Language::Java | Language::Cpp => {
+                    after.starts_with('(') && !after.ends_with(';') && is_type(before)
+                }
+            }
+    })
+}
+
+/// Whether the text before a name can be a type with its modifiers, as in `static const int &`.
+fn is_type(text: &str) -> bool {
+    const STATEMENTS: [&str; 5] = ["return", "else", "case", "new", "throw"];
+    let of_type = |c: char| c.is_alphanumeric() || " \t_:<>,&*[]?".contains(c);
+    let first = text.split_whitespace().next().unwrap_or("");
+    !text.is_empty() && text.chars().all(of_type) && !STATEMENTS.contains(&first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_direct_continuation_is_taken_as_it_is() {
+        for answer in ["    return 1\n", "    def f(x):\n        return 1\n    return f(2)\n"] {
+            assert_eq!(Code::of(answer, Language::Python, "f"), Code::Body(answer.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_chat_answer_keeps_what_stands_beside_the_function() {
+        for (language, code) in [
+            (Language::Python, "import math\ndef f(x: int) -> int:  # doubles\n    return x"),
+            (
+                Language::Python,
+                "def g(x):\n    return x\n\nasync def f(\n    x,\n):\n    return g(x)",
+            ),
+            (Language::JavaScript, "const f = (x) => {\n  return x;\n}"),
+            (Language::JavaScript, "export function f(x)\n{\n  return x;\n}"),
+            (Language::Java, "import java.util.*;\npublic static List<String> f(int x)\n{\n}"),
+            (Language::Go, "func f(x int) int {\n  return g(x)\n}\nfunc g(x int) int { return x }"),
+            (Language::Cpp, "#include <vector>\nvector<int> f(int x,\n  int y) {\n  return x;\n}"),
+            (Language::Cpp, "static const string &f(int x){\n  return x;\n}"),
+            (Language::Rust, "use std::fmt;\npub fn f<'a>(x: &'a str) -> &'a str {\n    x\n}"),
+        ] {
+            let whole = Code::Whole(format!("{code}\n"));
+            for answer in [
+                format!("Sure! Here:\n```\n{code}\n```\nIt works."),
+                format!("~~~python\n{code}\n~~~\n"),
+                format!("```bash\npip install numpy\n```\nand\n```x\n{code}\n```\n"),
+                format!("```\n{code} bad\n```\nNo, this:\n```\n{code}\n```"),
+                format!("1. So:\n   ```\n   {}\n   ```\n", code.replace('\n', "\n   ")),
+                format!("```\n{code}"),
+            ] {
+                assert_eq!(Code::of(&answer, language, "f"), whole, "{answer}");
+            }
+            let code = format!("{code}\n");
+            assert_eq!(Code::of(&code, language, "f"), whole);
+            let answer = format!("Here you are:\n\n{code}");
+            assert_eq!(Code::of(&answer, language, "f"), whole);
+        }
+        let body = "```python\n    return x\n```";
+        assert_eq!(Code::of(body, Language::Python, "f"), Code::Body("    return x\n".to_owned()));
+    }
+
+    #[test]
+    fn a_call_is_no_definition() {
+        for (language, call) in [
+            (Language::Python, "if f(x):\n        return 1"),
+            (Language::Python, "elif f(n):\n        return 1"),
+            (Language::Python, "for y in f(x):\n        pass"),
+            (Language::Python, "while g.f(x):\n        return 1"),
+            (Language::Python, "print(f(2))\n"),
+            (Language::Python, "def other_f(x):\n        return 1"),
+            (Language::JavaScript, "while (f(x)) {\n  }"),
+            (Language::JavaScript, "return f(x, (y) => {\n  })"),
+            (Language::Java, "if (x > f(y)) {\n    }"),
+            (Language::Java, "} else if (f(y)) {\n    }"),
+            (Language::Go, "for _, v := range f(x) {\n  }"),
+            (Language::Cpp, "for (auto v : f(x)) {\n  }"),
+            (Language::Cpp, "int f(int x);\n"),
+            (Language::Rust, "match f(x) {\n    }"),
+            (Language::Rust, "for v in f(x) {\n    }"),
+        ] {
+            assert_eq!(Code::of(call, language, "f"), Code::Body(call.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_a_question_gives_ends_at_the_last_definition() {
+        let text = "import re\ndef f(x): pass\n\ndef f(x):\n    \"\"\"f(x)\"\"\"\n";
+        let given = given_before(text, Language::Python, "f").unwrap();
+        assert_eq!(given, "import re\ndef f(x): pass\n\n");
+        assert_eq!(given_before(text, Language::Python, "g"), None);
+        assert!(redefines("def f(x):\n", given, Language::Python));
+        assert!(!redefines("def g(x):\n    f(x)", given, Language::Python));
+        assert!(redefines(
+            "const g = 1\nconst f = 2",
+            "const f = (x) => {\n}",
+            Language::JavaScript
+        ));
+    }
+}
