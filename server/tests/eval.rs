@@ -401,6 +401,74 @@ fn clients_of_a_simulation_are_measured_and_what_it_trained_on_is_not_asked() {
     let few = place.eval(&[&few[..], &["--limit", "1", "--json"]].concat()).json();
     assert_eq!((&few["suites"][0]["rows"], few["adapter_sha256"].is_null()), (&json!(2), true));
     assert_eq!(result["adapter_sha256"].as_str().unwrap().len(), 64);
+    // Without --model it is the run's.
+    let measured = ["eval", "--suite", "federated", "--run", out, "--answers", "0", "--json"];
+    let measured = run(place.folder.path(), &measured).json();
+    assert_eq!(measured["model"], "stand-in");
+    let template = ["--suite", "federated", "--run", out, "--template", "chat"];
+    assert!(place.eval(&template).error(2).contains("--template"));
+}
+
+#[test]
+fn an_adapter_of_another_alpha_is_another_one() {
+    let place = Place::new();
+    let loaded = LoadedModel::open(&place.path("model")).unwrap();
+    let out = place.path("out.json");
+    let (folder, journal) = (place.path("adapter"), out.with_extension("journal.jsonl"));
+    let mut lora = RunConfig::default().lora().unwrap();
+    let mut asked = |alpha: f64| {
+        lora.alpha = alpha;
+        Adapter::new(lora.clone(), &loaded.config, 1).unwrap().save(&folder).unwrap();
+        let (adapter, out) = (folder.to_str().unwrap(), out.to_str().unwrap());
+        place.eval(&["--suite", "fpb", "--limit", "2", "--adapter", adapter, "--out", out])
+    };
+    assert_eq!(asked(8.0).code, Some(0));
+    let before = fs::read(&journal).unwrap();
+    let again = asked(9.0);
+    assert!(again.error(1).contains("alpha"), "{}", again.err);
+    assert_eq!(fs::read(&journal).unwrap(), before);
+}
+
+#[test]
+fn a_judge_that_is_down_ends_neither_a_simulation_nor_other_suites() {
+    let place = Place::new();
+    let out = place.path("mixed.json");
+    let down = "http://127.0.0.1:1/v1";
+    let judge = ["--judge-url", down, "--judge-model", "m", "--judge-attempts", "1"];
+    let suites = ["--suite", "vicuna-bench,fpb", "--limit", "2", "--out", out.to_str().unwrap()];
+    let ended = place.eval(&[&suites[..], &judge].concat());
+    assert!(ended.error(1).contains("vicuna-bench: not finished"), "{}", ended.err);
+    let result = read_json(&out);
+    assert_eq!(result["suites"].as_array().unwrap().len(), 1);
+    assert_eq!(result["suites"][0]["suite"], "fpb");
+    assert_eq!(result["unfinished"][0]["suite"], "vicuna-bench");
+    let page = fs::read_to_string(out.with_extension("html")).unwrap();
+    assert!(page.contains("vicuna-bench: not finished"));
+
+    let (config, run_folder) = (place.path("run.toml"), place.path("run"));
+    let write = |url: &str| {
+        let data = place.path("data");
+        let text = format!(
+            "model = \"stand-in\"\ndata_dir = {data:?}\nclients = 2\nsample = 1\nrounds = 1\nsteps = 1\n\
+             answers = 0\nseq_len = 256\n[evaluation]\nsuites = [\"vicuna-bench\"]\nlimit = 1\n\
+             judge_model = \"m\"\njudge_url = \"{url}\"\n"
+        );
+        fs::write(&config, text).unwrap();
+    };
+    let simulate = |more: &[&str]| {
+        let (config, out) = (config.to_str().unwrap(), run_folder.to_str().unwrap());
+        let args = ["simulate", config, "--out", out];
+        run(place.folder.path(), &[&args[..], more].concat())
+    };
+    let refuses = Hub::start(|_| Reply::status(401));
+    write(&refuses.url);
+    let ended = simulate(&[]);
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    let told = ended.err.contains("vicuna-bench: not finished, the judge at");
+    assert!(told, "{}", ended.err);
+    // Another judge may take over.
+    write("http://localhost:1/v1");
+    assert_eq!(simulate(&["--resume"]).code, Some(0));
 }
 
 /// Makes every weight of the place's model NaN.
@@ -452,7 +520,7 @@ fn an_adapter_that_computes_no_numbers_ends_no_rounds() {
     };
     let mut observer = |_: &Event<'_>| ControlFlow::Continue(());
     let found = questions.ask(&adapter, 3, &place.path("evaluation"), &mut observer).unwrap();
-    assert_eq!(found, []);
+    assert!(found.records.is_empty() && found.unfinished.is_empty());
 }
 
 /// Models of one decoder that have shared nothing yet.

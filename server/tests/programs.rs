@@ -129,6 +129,7 @@ fn how_programs_end_is_kept_once_the_reference_passes() {
         model_sha256: "0".to_owned(),
         adapter: None,
         adapter_sha256: None,
+        settings_sha256: String::new(),
         precision: ComputePrecision::F32,
     };
     let suite = suites::named(&["humaneval".to_owned()]).unwrap().remove(0);

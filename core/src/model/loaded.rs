@@ -25,6 +25,8 @@ pub struct LoadedModel {
     pub weights: DecoderWeights,
     tokenizer: Option<TextTokenizer>,
     weight_files: Vec<PathBuf>,
+    /// What says how to compute and to write, where that lies beside the weights.
+    settings_files: Vec<PathBuf>,
     content_hash: OnceLock<String>,
 }
 
@@ -60,7 +62,10 @@ impl LoadedModel {
         let HfFolder { spec, config, tensors, weight_files } = HfFolder::open(folder)?;
         let weights = spec.assemble(&config, Naming::HuggingFace, tensors)?;
         let tokenizer = tokenizer::from_folder(folder, config.vocab_size)?;
-        Ok(Self { config, weights, tokenizer, weight_files, content_hash: OnceLock::new() })
+        let settings_files = SETTINGS.map(|name| folder.join(name)).into_iter();
+        let settings_files = settings_files.filter(|file| file.exists()).collect();
+        let content_hash = OnceLock::new();
+        Ok(Self { config, weights, tokenizer, weight_files, settings_files, content_hash })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {
@@ -68,7 +73,8 @@ impl LoadedModel {
         let weights = spec.assemble(&config, Naming::Gguf, tensors)?;
         let tokenizer = tokenizer::from_gguf(&header, config.vocab_size)?;
         let weight_files = vec![header.path().to_owned()];
-        Ok(Self { config, weights, tokenizer, weight_files, content_hash: OnceLock::new() })
+        let (settings_files, content_hash) = (Vec::new(), OnceLock::new());
+        Ok(Self { config, weights, tokenizer, weight_files, settings_files, content_hash })
     }
 
     /// The model's tokenizer, with its chat template.
@@ -125,17 +131,38 @@ impl LoadedModel {
         }
         let hash = match self.weight_files.as_slice() {
             [file] => file_hash(file)?,
-            files => {
-                let mut listing = String::new();
-                for file in files {
-                    let name = file.file_name().unwrap_or_default().to_string_lossy();
-                    listing += &format!("{}  {name}\n", file_hash(file)?);
-                }
-                hexadecimal(Sha256::digest(listing))
-            }
+            files => listing_hash(files)?,
         };
         Ok(self.content_hash.get_or_init(|| hash))
     }
+
+    /// SHA-256, in hexadecimal, of what `sha256sum` prints for the files of a Hugging Face folder that
+    /// say how to compute and to write: configurations, tokenizer and chat template. All of that is
+    /// within a GGUF file, for which it is the hash of nothing.
+    ///
+    /// # Errors
+    /// When a file cannot be read any more.
+    pub fn settings_hash(&self) -> Result<String, ModelError> {
+        listing_hash(&self.settings_files)
+    }
+}
+
+/// Files of a Hugging Face folder that count besides the weights, in the order of their names.
+const SETTINGS: [&str; 5] = [
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+
+fn listing_hash(files: &[PathBuf]) -> Result<String, ModelError> {
+    let mut listing = String::new();
+    for file in files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        listing += &format!("{}  {name}\n", file_hash(file)?);
+    }
+    Ok(hexadecimal(Sha256::digest(listing)))
 }
 
 /// Reads through the file system, not the map: hashing should not page a model into this

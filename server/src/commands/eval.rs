@@ -4,12 +4,14 @@ mod federated;
 pub(super) mod tools;
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use data_encoding::HEXLOWER;
 use fleetune_core::adapter::{Adapter, TENSORS_FILE};
 use fleetune_core::model::{Decoder, LoadedModel};
 use sha2::{Digest, Sha256};
@@ -54,7 +56,8 @@ pub struct EvalArgs {
     adapter: Option<PathBuf>,
     /// Suites, families of suites (finance, medicine, general, mathematics, code, open-ended), all,
     /// or federated: how a simulation's clients fare (needs --run)
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', required_unless_present = "list")]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = suite_name,
+        required_unless_present = "list")]
     suite: Vec<String>,
     /// Folder of the data sets: <set>/<file>.jsonl.zst
     #[arg(long, value_name = "DIR", required_unless_present_any = ["list", "run"])]
@@ -63,8 +66,6 @@ pub struct EvalArgs {
     /// measures its clients
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
-    #[command(flatten)]
-    federated: federated::FederatedArgs,
     /// Questions to ask of each suite at most, a seeded sample; held-out rows of each client
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
@@ -102,6 +103,12 @@ pub struct EvalArgs {
     /// Write the result here, with a page and a journal beside it
     #[arg(long, value_name = "FILE.json")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    federated: federated::FederatedArgs,
+}
+
+fn suite_name(text: &str) -> Result<String, Infallible> {
+    Ok(text.trim().to_owned())
 }
 
 /// How multiple-choice questions are answered.
@@ -117,7 +124,7 @@ enum ScoringChoice {
 ///
 /// # Errors
 /// When model, adapter, data or judge cannot be used, or on Ctrl-C.
-pub fn run(args: EvalArgs, ctx: &Context) -> CommandResult {
+pub fn run(mut args: EvalArgs, ctx: &Context) -> CommandResult {
     if args.list {
         return list(ctx);
     }
@@ -129,6 +136,17 @@ pub fn run(args: EvalArgs, ctx: &Context) -> CommandResult {
         return Err(CommandError::Usage(
             "the suite federated needs --run, the folder of a simulation".to_owned(),
         ));
+    }
+    let asked_otherwise = args.template.is_some() || args.shots.is_some() || args.scoring.is_some();
+    if wants_view && args.suite.len() == 1 && asked_otherwise {
+        return Err(CommandError::Usage(
+            "the suite federated asks as the run trains: --template, --shots and --scoring are for \
+             other suites"
+                .to_owned(),
+        ));
+    }
+    if let Some(simulation) = &simulation {
+        args.engine.model = simulation.model(&args.engine.model);
     }
     let plan = plan(&args, simulation.as_ref())?;
     // Before the model is loaded: a machine without a sandbox should say so at once.
@@ -181,7 +199,12 @@ pub fn run(args: EvalArgs, ctx: &Context) -> CommandResult {
         ));
     }
     ctx.result(&result, || table(&result))?;
-    Ok(())
+    match result.unfinished.first() {
+        Some(unfinished) => {
+            Err(anyhow::anyhow!("{unfinished}; {}", stopped(files.as_ref())).into())
+        }
+        None => Ok(()),
+    }
 }
 
 fn list(ctx: &Context) -> CommandResult {
@@ -225,6 +248,9 @@ fn plan(args: &EvalArgs, simulation: Option<&federated::Simulation>) -> Result<P
     if !names.is_empty() && !folder.is_dir() {
         let folder = folder.display();
         return Err(CommandError::Usage(format!("--data-dir {folder:?} is no folder")));
+    }
+    if args.samples > 1 && args.temperature == Some(0.0) {
+        tracing::warn!("without chance all {} programs of a problem are the same", args.samples);
     }
     let wrapping = args.template.as_deref().map(str::parse::<Wrapping>).transpose();
     let suites = suites::named(&names).map_err(CommandError::usage)?;
@@ -289,7 +315,7 @@ impl OpenedAdapter {
         let file = folder.join(TENSORS_FILE);
         let bytes = std::fs::read(&file);
         let bytes = bytes.with_context(|| format!("cannot read {}", file.display()))?;
-        let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = HEXLOWER.encode(&Sha256::digest(bytes));
         Ok(Self { name: folder.display().to_string(), sha256, adapter })
     }
 }

@@ -31,7 +31,7 @@ pub fn suite_questions(
     seen: impl FnOnce() -> Result<HashSet<String>, CommandError>,
     ctx: &Context,
 ) -> Result<Option<SuiteQuestions>, CommandError> {
-    let EvaluationConfig { suites, limit, judge_model, judge_url } = asked;
+    let EvaluationConfig { suites, limit, template, shots, judge_model, judge_url } = asked;
     if asked.is_empty() {
         return Ok(None);
     }
@@ -55,6 +55,8 @@ pub fn suite_questions(
     let tools = Tools { programs, judge: tools::judge(&judge, ctx)? };
     let plan = Plan {
         limit: (*limit > 0).then_some(*limit),
+        wrapping: *template,
+        shots: *shots,
         seed: config.seed,
         seen: seen()?,
         ..Plan::new(suites, DataFolder::new(data_dir(config)?))

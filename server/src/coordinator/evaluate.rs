@@ -125,6 +125,10 @@ impl Coordinator {
             questions.ask(&adapter, round, &folder, &mut observer)
         };
         let found = found.map_err(|error| FederationError::Evaluation(error.to_string()))?;
+        if let Some(unfinished) = found.unfinished.first() {
+            return Err(FederationError::Evaluation(unfinished.to_string()));
+        }
+        let found = found.records;
         let text = serde_json::to_string(&found)
             .map_err(|error| FederationError::Evaluation(error.to_string()))?;
         self.store.set_suites(name, epoch, &EvaluationRow { round, found: text })?;

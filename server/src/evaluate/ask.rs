@@ -553,6 +553,7 @@ mod tests {
                 model_sha256: String::new(),
                 adapter: None,
                 adapter_sha256: None,
+                settings_sha256: String::new(),
                 precision: ComputePrecision::F32,
             }
         }

@@ -7,6 +7,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use fleetune_core::adapter::Adapter;
 use fleetune_core::data::{EncodeError, Encoder, Message, Template, Tokenize};
 use fleetune_core::generate::{self, Continuation, Reader, generate_together};
@@ -69,7 +70,7 @@ impl<'a> Applied<'a> {
     /// When it cannot be written down.
     pub fn from_memory(name: &str, adapter: &'a Adapter) -> anyhow::Result<Self> {
         let digest = Sha256::digest(adapter.parameters.to_safetensors()?);
-        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = HEXLOWER.encode(&digest);
         Ok(Self { name: name.to_owned(), sha256, adapter })
     }
 }
@@ -106,11 +107,22 @@ impl EngineModel {
             None => None,
         };
         let model_sha256 = model.content_hash()?.to_owned();
+        let mut settings = Sha256::new_with_prefix(model.settings_hash()?);
+        if let Some(Applied { adapter, .. }) = &applied {
+            settings.update(serde_json::to_vec(&adapter.config)?);
+        }
+        let settings_sha256 = HEXLOWER.encode(&settings.finalize());
         let (adapter, adapter_sha256) = applied.map(|a| (a.name, a.sha256)).unzip();
         let precision = decoder.precision().into();
         let model_name = name.to_owned();
-        let identity =
-            Identity { model: model_name, model_sha256, adapter, adapter_sha256, precision };
+        let identity = Identity {
+            model: model_name,
+            model_sha256,
+            adapter,
+            adapter_sha256,
+            settings_sha256,
+            precision,
+        };
         Ok(Self { model, decoder, lora, identity, cancel, shared: Shared::default() })
     }
 

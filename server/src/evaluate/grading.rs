@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::code::{Language, ProgramRunner, RULES, RunResult};
 use super::journal::{Finding, Journal, JournalError, Key, hash};
-use super::judge::{Judge, JudgeError};
+use super::judge::{Judge, JudgeError, Opinion};
 use super::sandbox::SandboxError;
 
 /// Says what written answers are worth.
@@ -59,23 +59,27 @@ impl<'a> Grading<'a> {
         self.seconds
     }
 
-    /// The judge's opinion on `message`; `None` where there is no judge.
+    /// The judge's opinion on `message`; `None` where there is no judge. One that is withheld is asked
+    /// for again in the next run.
     ///
     /// # Errors
     /// When the judge or the journal fails.
-    pub fn opinion(&mut self, system: &str, message: &str) -> Result<Option<String>, GradeError> {
+    pub fn opinion(&mut self, system: &str, message: &str) -> Result<Option<Opinion>, GradeError> {
         let Some(judge) = &mut self.tools.judge else { return Ok(None) };
         let tool = judge.name();
         let key = key(self.suite, self.id, ["judge", &tool, system, message]);
         if let Some(finding) = self.journal.finding(&key) {
             self.seconds += finding.seconds;
-            return Ok(Some(finding.said.clone()));
+            return Ok(Some(Opinion::Given(finding.said.clone())));
         }
         let start = Instant::now();
-        let said = judge.ask(system, message)?;
+        let said = match judge.ask(system, message) {
+            Err(JudgeError::Withheld { problem }) => return Ok(Some(Opinion::Withheld(problem))),
+            other => other?,
+        };
         let finding = self.found(tool, said.clone(), start);
         self.journal.add_finding(key, finding)?;
-        Ok(Some(said))
+        Ok(Some(Opinion::Given(said)))
     }
 
     /// How a program ends; `None` where programs are not run. The journal knows of it after
@@ -221,7 +225,7 @@ mod tests {
             let judge: Box<dyn Judge> = Box::new(Agrees(judge, std::sync::Arc::clone(&calls)));
             let mut tools = Tools { judge: Some(judge), ..Tools::default() };
             let mut grading = Grading::new(&mut tools, &mut journal, "s", "1");
-            grading.opinion("", message).unwrap().unwrap()
+            grading.opinion("", message).unwrap().unwrap().to_string()
         };
         assert_eq!(ask("a", "yes"), "yes, says a");
         assert_eq!(ask("a", "yes"), "yes, says a");

@@ -36,7 +36,7 @@ pub enum JournalError {
         path: PathBuf,
     },
     /// The journal is of another model.
-    #[error("{} is the journal of {theirs}, not of {ours}: choose another --out, or remove it to begin anew", path.display())]
+    #[error("{} is the journal of {theirs}, not of {ours} ({difference}): choose another --out, or remove it to begin anew", path.display())]
     OtherModel {
         /// The journal.
         path: PathBuf,
@@ -44,6 +44,8 @@ pub enum JournalError {
         theirs: String,
         /// The model now.
         ours: String,
+        /// What is different.
+        difference: &'static str,
     },
     /// A score is NaN or infinite: a journal could not hold it.
     #[error("an answer to question {id} of {suite} has a score that is not a finite number")]
@@ -220,6 +222,7 @@ impl Journal {
                             path: path.to_owned(),
                             theirs: theirs.to_string(),
                             ours: ours.to_string(),
+                            difference: theirs.difference(ours),
                         });
                     }
                     named = true;
@@ -292,6 +295,7 @@ mod tests {
             model_sha256: sha.to_owned(),
             adapter: None,
             adapter_sha256: None,
+            settings_sha256: String::new(),
             precision: ComputePrecision::F32,
         }
     }

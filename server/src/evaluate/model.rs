@@ -24,6 +24,10 @@ pub struct Identity {
     pub adapter: Option<String>,
     /// SHA-256 of the adapter's tensors.
     pub adapter_sha256: Option<String>,
+    /// SHA-256 of what else answers depend on: the files beside a model's weights that say how to
+    /// compute and to write, and the adapter's rank, alpha and targets.
+    #[serde(default)]
+    pub settings_sha256: String,
     /// How its products round.
     #[serde(default)]
     pub precision: ComputePrecision,
@@ -34,7 +38,21 @@ impl Identity {
     pub fn computes_as(&self, other: &Self) -> bool {
         self.model_sha256 == other.model_sha256
             && self.adapter_sha256 == other.adapter_sha256
+            && self.settings_sha256 == other.settings_sha256
             && self.precision == other.precision
+    }
+
+    /// What of two models that do not compute the same numbers is different, in words.
+    pub fn difference(&self, other: &Self) -> &'static str {
+        if self.model_sha256 != other.model_sha256 {
+            "the model's weights differ"
+        } else if self.adapter_sha256 != other.adapter_sha256 {
+            "the adapter's weights differ"
+        } else if self.precision != other.precision {
+            "the precision differs"
+        } else {
+            "the model's configuration or tokenizer, or the adapter's rank, alpha or targets, differ"
+        }
     }
 }
 

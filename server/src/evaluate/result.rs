@@ -25,6 +25,24 @@ pub struct EvaluationResult {
     pub seconds: f64,
     /// The suites.
     pub suites: Vec<SuiteResult>,
+    /// Suites that wait for their judge; their answers are in the journal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfinished: Vec<Unfinished>,
+}
+
+/// A suite whose judge failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfinished {
+    /// The suite's name.
+    pub suite: String,
+    /// What the judge failed of.
+    pub problem: String,
+}
+
+impl std::fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: not finished, {}", self.suite, self.problem)
+    }
 }
 
 /// All of a suite.
@@ -152,6 +170,7 @@ pub fn table(result: &EvaluationResult) -> String {
     for suite in &result.suites {
         lines.extend(suite.notes().map(|note| format!("{}: {note}", suite.suite)));
     }
+    lines.extend(result.unfinished.iter().map(ToString::to_string));
     lines.join("\n")
 }
 
@@ -215,11 +234,13 @@ mod tests {
                 model_sha256: "abc".to_owned(),
                 adapter: None,
                 adapter_sha256: None,
+                settings_sha256: String::new(),
                 precision: ComputePrecision::F32,
             },
             started: 1,
             seconds: 4.0,
             suites: vec![suite],
+            unfinished: Vec::new(),
         }
     }
 

@@ -13,9 +13,9 @@ use super::ask::{self, Dialogue, Manner, Ready, choice_verdict};
 use super::data::{DataError, DataFolder};
 use super::grading::{GradeError, Grading, Tools, Verdict};
 use super::journal::{Answer, Answered, Journal, JournalError, Key};
-use super::judge::JudgeError;
+use super::judge::{DownJudge, JudgeError};
 use super::model::{LanguageModel, ModelError};
-use super::result::{EvaluationResult, Example, SuiteResult};
+use super::result::{EvaluationResult, Example, SuiteResult, Unfinished};
 use super::suite::{
     Card, Graded, Item, Metric, Question, Scoring, Suite, SuiteError, SuiteOptions, Wrapping,
     sample,
@@ -150,7 +150,8 @@ pub fn check(plan: &Plan) -> Result<(), SuiteError> {
 /// Runs a plan.
 ///
 /// # Errors
-/// When data, model, journal or a tool fails, or on request. What was done is in the journal.
+/// When data, model, journal or the sandbox fails, or on request. What was done is in the journal. A
+/// judge that fails leaves its suites unfinished, for which [`EvaluationResult::unfinished`] is there.
 pub fn run(
     plan: &Plan,
     model: &mut dyn LanguageModel,
@@ -159,16 +160,39 @@ pub fn run(
     watcher: &mut dyn Watcher,
 ) -> Result<EvaluationResult, RunError> {
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let mut suites = Vec::new();
+    let (mut suites, mut unfinished) = (Vec::new(), Vec::new());
+    let mut failed = None;
+    let mut ended = Ok(());
     for suite in &plan.suites {
-        suites.push(SuiteRun::new(plan, suite.as_ref()).run(plan, model, tools, journal, watcher)?);
+        match SuiteRun::new(plan, suite.as_ref()).run(plan, model, tools, journal, watcher) {
+            Ok(result) => suites.push(result),
+            Err(RunError::Grade(GradeError::Judge(error))) => {
+                let suite = suite.card().name.to_owned();
+                unfinished.push(Unfinished { suite, problem: error.to_string() });
+                // The other suites' answers can still be had, and what needs no judge.
+                if failed.is_none() {
+                    let name = tools.judge.as_ref().map(|judge| judge.name()).unwrap_or_default();
+                    failed = tools.judge.replace(Box::new(DownJudge(name)));
+                }
+            }
+            Err(error) => {
+                ended = Err(error);
+                break;
+            }
+        }
     }
+    // It may be there again in the next run.
+    if failed.is_some() {
+        tools.judge = failed;
+    }
+    ended?;
     Ok(EvaluationResult {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         identity: model.identity(),
         started,
         seconds: total(suites.iter().map(|suite| suite.seconds)),
         suites,
+        unfinished,
     })
 }
 

@@ -440,7 +440,12 @@ impl<'a> Federation<'a> {
         let suites = match self.environment.suites {
             Some(suites) => {
                 let folder = self.folder.join(suites::FOLDER);
-                suites.ask(&self.adapter, round, &folder, observer)?
+                let found = suites.ask(&self.adapter, round, &folder, observer)?;
+                // Rounds do not wait for a judge; the answers are in the folder's journal.
+                for unfinished in found.unfinished {
+                    tracing::warn!("after round {round} {unfinished}");
+                }
+                found.records
             }
             None => Vec::new(),
         };

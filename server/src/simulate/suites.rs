@@ -20,11 +20,20 @@ use crate::evaluate::engine::{Applied, EngineModel};
 use crate::evaluate::grading::Tools;
 use crate::evaluate::journal::{Journal, JournalError};
 use crate::evaluate::model::{Identity, LanguageModel};
-use crate::evaluate::result::page;
+use crate::evaluate::result::{Unfinished, page};
 use crate::evaluate::run::{Plan, RunError, Watcher, Work, run};
 
 /// The folder, within a run's or a server's, of journals and pages.
 pub const FOLDER: &str = "evaluation";
+
+/// What suites found after a round.
+#[derive(Default)]
+pub struct SuitesFound {
+    /// Of each suite that came to its end.
+    pub records: Vec<SuiteRecord>,
+    /// Suites whose judge failed.
+    pub unfinished: Vec<Unfinished>,
+}
 
 /// What the shared adapter is asked, and what that takes.
 pub struct SuiteQuestions {
@@ -48,14 +57,14 @@ impl SuiteQuestions {
     /// does: it is told, and that is no reason to end the rounds or to ask again.
     ///
     /// # Errors
-    /// When data, engine, judge or journal fail, or the observer asks to stop.
+    /// When data, engine or journal fail, or the observer asks to stop.
     pub fn ask(
         &self,
         adapter: &Adapter,
         round: u32,
         folder: &Path,
         observer: &mut dyn Observer,
-    ) -> Result<Vec<SuiteRecord>, SimulateError> {
+    ) -> Result<SuitesFound, SimulateError> {
         fs::create_dir_all(folder).map_err(SimulateError::io(folder))?;
         let path = |ending| folder.join(format!("round-{round:04}.{ending}"));
         let applied = Applied::from_memory(&format!("round {round}"), adapter);
@@ -77,14 +86,15 @@ impl SuiteQuestions {
         let result = match run(&self.plan, &mut model, &mut tools, &mut journal, &mut watcher) {
             Err(error) if error.is_no_model() => {
                 tracing::error!("the adapter after round {round} answers no suite: {error}");
-                return Ok(Vec::new());
+                return Ok(SuitesFound::default());
             }
             other => other?,
         };
         let html = path("html");
         fs::write(&html, page(&result, &format!("round-{round:04}.journal.jsonl")))
             .map_err(SimulateError::io(&html))?;
-        Ok(result.suites.into_iter().map(|result| SuiteRecord { round, result }).collect())
+        let records = result.suites.into_iter().map(|result| SuiteRecord { round, result });
+        Ok(SuitesFound { records: records.collect(), unfinished: result.unfinished })
     }
 }
 

@@ -17,6 +17,7 @@ use crate::evaluate::federated::{
 use crate::evaluate::journal::Journal;
 use crate::evaluate::result::SuiteResult;
 use crate::evaluate::suite::{Scoring, Wrapping};
+use crate::hub::BUILT_IN;
 use crate::seed::{Choice, derived};
 use crate::simulate::config::RunConfig;
 use crate::simulate::fleet::Fleet;
@@ -78,6 +79,16 @@ impl Simulation {
         let dataset = simulate::open_dataset(&config)?;
         let fleet = Fleet::new(dataset, &config).map_err(CommandError::usage)?;
         Ok(Self { config, fleet })
+    }
+
+    /// The model to ask: that of the run, unless the user names another one.
+    pub fn model(&self, named: &str) -> String {
+        let own = &self.config.model;
+        if named == BUILT_IN.name || named == own {
+            return own.clone();
+        }
+        tracing::warn!("the run is of the model {own}; {named} is measured");
+        named.to_owned()
     }
 
     /// What the inputs of all training rows say.

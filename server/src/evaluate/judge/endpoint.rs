@@ -19,6 +19,9 @@ const MAX_ANSWER: u64 = 16 << 20;
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// Letters shown of what an endpoint says.
 const EXCERPT: usize = 300;
+/// Questions in a row about which an endpoint may say nothing. One that refuses them all is not asked
+/// for what it takes.
+const MOST_WITHHELD: usize = 5;
 /// Time between looks at the wish to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -46,6 +49,8 @@ pub struct Endpoint {
     attempts: u32,
     pause: Duration,
     cancel: CancelToken,
+    /// Questions in a row that it would not speak about.
+    withheld: usize,
     line: Arc<Line>,
 }
 
@@ -104,7 +109,11 @@ enum Attempt {
     Answer(String),
     /// Worth another try, at the earliest after the given time.
     Retry(String, Option<Duration>),
-    /// Not worth another try.
+    /// Worth another try, and after all of them no opinion on this question.
+    Silent(String, Option<Duration>),
+    /// No opinion on this question, as where a filter of contents steps in.
+    Withheld(String),
+    /// Not worth another try, for any question.
     Refused(String),
 }
 
@@ -141,6 +150,8 @@ impl Line {
         match self.send(request) {
             Attempt::Answer(text) => Attempt::Answer(self.secrets.hide(&text)),
             Attempt::Retry(problem, wait) => Attempt::Retry(self.excerpt(&problem), wait),
+            Attempt::Silent(problem, wait) => Attempt::Silent(self.excerpt(&problem), wait),
+            Attempt::Withheld(problem) => Attempt::Withheld(self.excerpt(&problem)),
             Attempt::Refused(problem) => Attempt::Refused(self.excerpt(&problem)),
         }
     }
@@ -160,6 +171,11 @@ impl Line {
         let status = response.status();
         let wait = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
         let wait = wait.and_then(retry_after);
+        if status.is_redirection() {
+            let place = response.headers().get("location").and_then(|value| value.to_str().ok());
+            let place = place.unwrap_or("nowhere");
+            return Attempt::Refused(format!("{status}, it points to {place}: name that address"));
+        }
         let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
         let body = match body {
             Ok(body) => body,
@@ -167,16 +183,18 @@ impl Line {
         };
         if !status.is_success() {
             let problem = format!("{status}: {body}");
-            let again =
-                status.is_server_error() || matches!(status.as_u16(), 408 | 409 | 425 | 429);
-            return if again { Attempt::Retry(problem, wait) } else { Attempt::Refused(problem) };
+            return match status.as_u16() {
+                408 | 409 | 425 | 429 | 500.. => Attempt::Retry(problem, wait),
+                400 | 413 | 422 | 451 => Attempt::Withheld(problem),
+                _ => Attempt::Refused(problem),
+            };
         }
         match serde_json::from_str::<Response>(&body) {
             Ok(response) => match response.choices.into_iter().next() {
                 Some(ResponseChoice { message: ResponseMessage { content: Some(text) } }) => {
                     Attempt::Answer(text)
                 }
-                Some(_) => Attempt::Retry("the answer has no content".to_owned(), wait),
+                Some(_) => Attempt::Silent("the answer has no content".to_owned(), wait),
                 None => Attempt::Retry("the answer has no choices".to_owned(), wait),
             },
             Err(error) => Attempt::Retry(format!("no chat completion ({error}): {body}"), wait),
@@ -212,6 +230,9 @@ impl Endpoint {
             .timeout_global(Some(timeout))
             // What the endpoint says about an error is worth reading.
             .http_status_as_error(false)
+            // A key and a question go where the user sent them, and nowhere else.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .build();
         let key = key.as_deref().map(str::trim).filter(|key| !key.is_empty());
         // A header value might hold other letters, which no two endpoints read alike.
@@ -222,7 +243,7 @@ impl Endpoint {
         let authorization = authorization.transpose().map_err(|_| JudgeError::Key)?;
         let secrets = Secrets::new(key, address.query.as_deref());
         let line = Arc::new(Line { address, authorization, secrets, agent: config.into() });
-        Ok(Self { model, attempts, pause, cancel, line })
+        Ok(Self { model, attempts, pause, cancel, withheld: 0, line })
     }
 
     /// One attempt, on a thread of its own: the wish to stop does not wait for an answer.
@@ -246,6 +267,16 @@ impl Endpoint {
                 Err(RecvTimeoutError::Timeout) => self.look()?,
             }
         }
+    }
+
+    /// The error for a question about which the endpoint says nothing.
+    fn withheld(&mut self, problem: String) -> JudgeError {
+        self.withheld += 1;
+        if self.withheld < MOST_WITHHELD {
+            tracing::warn!("the judge has no opinion on a question ({problem})");
+            return JudgeError::Withheld { problem };
+        }
+        JudgeError::Refused { url: self.line.address.shown.clone(), problem }
     }
 
     fn sleep(&self, time: Duration) -> Result<(), JudgeError> {
@@ -285,15 +316,21 @@ impl Judge for Endpoint {
         let request = Arc::new(request);
         let mut pause = self.pause;
         for attempt in 1.. {
+            let last = attempt >= self.attempts;
             match self.attempt(&request)? {
-                Attempt::Answer(text) => return Ok(text),
+                Attempt::Answer(text) => {
+                    self.withheld = 0;
+                    return Ok(text);
+                }
+                Attempt::Withheld(problem) => return Err(self.withheld(problem)),
+                Attempt::Silent(problem, _) if last => return Err(self.withheld(problem)),
                 Attempt::Refused(problem) => {
                     return Err(JudgeError::Refused { url: url(), problem });
                 }
-                Attempt::Retry(problem, _) if attempt >= self.attempts => {
+                Attempt::Retry(problem, _) if last => {
                     return Err(JudgeError::Unreachable { url: url(), attempts: attempt, problem });
                 }
-                Attempt::Retry(problem, wait) => {
+                Attempt::Retry(problem, wait) | Attempt::Silent(problem, wait) => {
                     tracing::warn!("the judge failed ({problem}); trying again");
                     self.sleep(wait.unwrap_or(pause))?;
                     pause = (pause * 2).min(MAX_PAUSE);
@@ -325,7 +362,7 @@ mod tests {
                 if status > 0 {
                     let _ = write!(
                         stream,
-                        "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                        "HTTP/1.1 {status} X\r\nConnection: close\r\nLocation: http://elsewhere/v1\r\nContent-Length: {}\r\n\r\n{body}",
                         body.len()
                     );
                 }
@@ -404,11 +441,41 @@ mod tests {
     }
 
     #[test]
-    fn patience_ends_and_the_error_says_how_to_go_on() {
+    fn a_question_that_is_refused_is_not_the_end_unless_all_are() {
+        let refused = || (400, "content filter".to_owned());
+        let silent = r#"{"choices": [{"message": {"content": null}}]}"#.to_owned();
+        let answers = vec![refused(), (200, silent), (200, completion("ok"))];
+        let answers = answers.into_iter().chain((0..MOST_WITHHELD).map(|_| refused()));
+        let (url, _told) = server(answers.collect());
+        let mut judge = judge(url, 1);
+        for _ in 0..2 {
+            assert!(matches!(judge.ask("", "?"), Err(JudgeError::Withheld { .. })));
+        }
+        assert_eq!(judge.ask("", "?").unwrap(), "ok");
+        for _ in 1..MOST_WITHHELD {
+            let error = judge.ask("", "?").unwrap_err();
+            assert!(
+                matches!(error, JudgeError::Withheld { .. })
+                    && error.to_string().contains("filter")
+            );
+        }
+        assert!(matches!(judge.ask("", "?"), Err(JudgeError::Refused { .. })));
+    }
+
+    #[test]
+    fn another_address_is_told_and_not_gone_to() {
+        let (url, told) = server(vec![(307, String::new()), (200, completion("ok"))]);
+        let error = judge(url, 3).ask("", "?").unwrap_err();
+        assert!(matches!(error, JudgeError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains("http://elsewhere/v1"), "{error}");
+        assert_eq!(told.try_iter().count(), 1);
+    }
+
+    #[test]
+    fn patience_ends_and_the_error_says_what_came_last() {
         let (url, _told) = server(vec![(503, "busy".to_owned()), (503, "busy".to_owned())]);
         let error = judge(url, 2).ask("", "?").unwrap_err().to_string();
         assert!(error.contains("2 times") && error.contains("busy"), "{error}");
-        assert!(error.contains("run the same command again"), "{error}");
     }
 
     #[test]

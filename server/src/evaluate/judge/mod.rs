@@ -5,7 +5,7 @@ mod opinion;
 mod secrets;
 
 pub use endpoint::{Endpoint, EndpointOptions, check_address};
-pub use opinion::{rating, verdict_bit};
+pub use opinion::{Opinion, rating, verdict_bit};
 
 use std::ops::ControlFlow;
 
@@ -31,9 +31,7 @@ pub enum JudgeError {
     #[error("stopped while the judge was asked")]
     Stopped,
     /// The endpoint did not answer, whatever the patience.
-    #[error(
-        "the judge at {url} failed {attempts} times, at last with: {problem}. Answers and opinions so far are kept: run the same command again to go on"
-    )]
+    #[error("the judge at {url} failed {attempts} times, at last with: {problem}")]
     Unreachable {
         /// The endpoint.
         url: String,
@@ -52,6 +50,15 @@ pub enum JudgeError {
         /// What it said.
         problem: String,
     },
+    /// The endpoint has no opinion on this question; it may on others.
+    #[error("{problem}")]
+    Withheld {
+        /// What it said.
+        problem: String,
+    },
+    /// The judge failed at another question, and is left alone since.
+    #[error("the judge is not asked again after it failed")]
+    Down,
     /// The local judge failed.
     #[error("the judging model failed: {0}")]
     Local(#[from] ModelError),
@@ -67,6 +74,19 @@ pub trait Judge: Send {
     /// # Errors
     /// When it does not answer.
     fn ask(&mut self, system: &str, message: &str) -> Result<String, JudgeError>;
+}
+
+/// Stands in for a judge that failed, so that nobody waits for it again.
+pub struct DownJudge(pub String);
+
+impl Judge for DownJudge {
+    fn name(&self) -> String {
+        self.0.clone()
+    }
+
+    fn ask(&mut self, _system: &str, _message: &str) -> Result<String, JudgeError> {
+        Err(JudgeError::Down)
+    }
 }
 
 /// A local model as judge.

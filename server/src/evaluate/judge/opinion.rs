@@ -1,4 +1,32 @@
-//! Reading a judge's words.
+//! A judge's words, and reading them.
+
+/// What came of asking a judge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opinion {
+    /// Its words.
+    Given(String),
+    /// It will not speak about this question, for this reason. It may about others.
+    Withheld(String),
+}
+
+impl Opinion {
+    /// The judge's words, if it gave any.
+    pub fn given(&self) -> Option<&str> {
+        match self {
+            Self::Given(words) => Some(words),
+            Self::Withheld(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Opinion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Given(words) => f.write_str(words),
+            Self::Withheld(reason) => write!(f, "(the judge withheld its opinion: {reason})"),
+        }
+    }
+}
 
 /// The rating in a judge's answer, as MT-Bench reads it: the first `[[7]]`, else the first `[7]`.
 pub fn rating(opinion: &str) -> Option<f64> {

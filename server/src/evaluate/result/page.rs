@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::{EvaluationResult, Example, SuiteResult, shown};
 use crate::evaluate::suite::Metric;
@@ -23,7 +24,8 @@ pub fn page(result: &EvaluationResult, journal: &str) -> String {
         model = Escaped(&identity.to_string()),
         style = include_str!("../../report/style.css"),
         about = Escaped(&format!(
-            "model {}{}",
+            "{} · model {}{}",
+            httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(result.started)),
             identity.model_sha256,
             identity
                 .adapter_sha256
@@ -35,6 +37,9 @@ pub fn page(result: &EvaluationResult, journal: &str) -> String {
     tiles(&mut html, result);
     for suite in &result.suites {
         card(&mut html, suite, journal);
+    }
+    for unfinished in &result.unfinished {
+        let _ = writeln!(html, "<section><p>{}</p></section>", Escaped(&unfinished.to_string()));
     }
     let _ = write!(
         html,

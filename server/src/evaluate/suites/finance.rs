@@ -44,8 +44,27 @@ struct FpbRow {
 #[derive(Deserialize)]
 struct FiqaRow {
     sentence: String,
-    sentiment_score: String,
+    sentiment_score: TextOrNumber,
     format: String,
+}
+
+/// A number, which the set's files write as text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TextOrNumber {
+    Text(String),
+    Number(f64),
+}
+
+impl TextOrNumber {
+    fn number(&self) -> Result<f64, String> {
+        match self {
+            Self::Number(number) => Ok(*number),
+            Self::Text(text) => {
+                text.parse().map_err(|_| format!("`sentiment_score` is {text:?}, not a number"))
+            }
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -77,9 +96,7 @@ impl Finance {
                 Ok::<_, String>(news(row.sentence, sentiment))
             }),
             Self::Fiqa => data.rows_with(self.file(), |row: FiqaRow| {
-                let score: f64 = row.sentiment_score.parse().map_err(|_| {
-                    format!("`sentiment_score` is {:?}, not a number", row.sentiment_score)
-                })?;
+                let score = row.sentiment_score.number()?;
                 let instruction = match row.format.as_str() {
                     "post" => TWEET_INSTRUCTION,
                     _ => NEWS_INSTRUCTION,

@@ -134,7 +134,8 @@ impl Grader for Rated {
                 return Ok(Verdict::not_run("no judge was named (--judge-model, or judge_model)"));
             };
             // MT-Bench leaves out what the judge does not rate; how much that is, is told.
-            let rated = rating(&opinion).filter(|rating| (1.0..=10.0).contains(rating));
+            let rated =
+                opinion.given().and_then(rating).filter(|rating| (1.0..=10.0).contains(rating));
             verdict
                 .scores
                 .insert(format!("rated_{}", turn + 1), f64::from(u8::from(rated.is_some())));
@@ -142,7 +143,7 @@ impl Grader for Rated {
                 verdict.scores.insert(format!("rating_{}", turn + 1), rated);
                 ratings.push(rated);
             }
-            opinions.push(opinion);
+            opinions.push(opinion.to_string());
         }
         if !ratings.is_empty() {
             let mean = ratings.iter().sum::<f64>() / ratings.len() as f64;

@@ -26,7 +26,8 @@ use self::ranks::RankClass;
 use super::schedule::{LearningRateSchedule, RowSchedule, Sampling};
 use crate::aggregate::{Algorithm, Combine, Hyperparameters, Robust, Variant, Weighting};
 use crate::evaluate::judge::check_address;
-use crate::evaluate::suites;
+use crate::evaluate::suite::Wrapping;
+use crate::evaluate::{federated, suites};
 use crate::seed::{Choice, derived};
 use crate::training::{ComputePrecision, LossName, Task};
 
@@ -178,6 +179,12 @@ pub struct EvaluationConfig {
     pub suites: Vec<String>,
     /// Questions of each suite at most, a seeded sample; 0 asks all.
     pub limit: usize,
+    /// Wrap prompts in this template; absent, each suite has its own way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<Wrapping>,
+    /// Examples in prompts; absent, each suite has its own number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shots: Option<usize>,
     /// Who judges open-ended answers: an endpoint's model, or a local one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub judge_model: Option<String>,
@@ -188,7 +195,9 @@ pub struct EvaluationConfig {
 
 impl Default for EvaluationConfig {
     fn default() -> Self {
-        Self { suites: Vec::new(), limit: 100, judge_model: None, judge_url: None }
+        let (template, shots) = (None, None);
+        let (judge_model, judge_url) = (None, None);
+        Self { suites: Vec::new(), limit: 100, template, shots, judge_model, judge_url }
     }
 }
 
@@ -200,6 +209,10 @@ impl EvaluationConfig {
 
     /// The first wrong value: its key, and what is wrong.
     pub fn problem(&self) -> Option<(&'static str, String)> {
+        if self.suites.iter().any(|suite| suite == federated::NAME) {
+            let problem = "federated is measured after a run, by fleetune eval --suite federated";
+            return Some(("eval", problem.into()));
+        }
         if let Err(error) = suites::named(&self.suites) {
             return Some(("eval", error.to_string()));
         }
@@ -279,10 +292,10 @@ impl Default for RunConfig {
     }
 }
 
-/// Keys that say where and how long things are kept, not what is computed: a run may resume with
-/// other values.
-const FREE_ON_RESUME: [&str; 4] =
-    ["out", "keep_checkpoints", "clients_at_once", "clients_per_pass"];
+/// Keys that say where and how long things are kept and what suites are asked, not what is trained: a
+/// run may resume with other values.
+const FREE_ON_RESUME: [&str; 5] =
+    ["out", "keep_checkpoints", "clients_at_once", "clients_per_pass", "evaluation"];
 
 impl RunConfig {
     /// Reads a configuration file; absent keys have their defaults.

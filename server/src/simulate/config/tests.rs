@@ -31,6 +31,8 @@ fn the_defaults_are_valid_and_a_complete_file_reads_back() {
         robust: Robust::Krum { hostile: 1 },
         evaluation: EvaluationConfig {
             suites: vec!["finance".into()],
+            template: Some(Wrapping::Plain),
+            shots: Some(2),
             judge_model: Some("judge".into()),
             ..EvaluationConfig::default()
         },
