@@ -208,16 +208,23 @@ fn continued(row: &serde_json::Value) -> String {
     row["canonical_solution"].as_str().unwrap().to_owned()
 }
 
-/// A chat's answer that says again all that the row gives, under `key`, before the function.
-fn told(row: &serde_json::Value, key: &str) -> String {
-    let code = format!("{}{}", row[key].as_str().unwrap(), continued(row));
+/// A chat's answer that says again all that the row gives, under `key`, before the function, and runs
+/// tests after it.
+fn told(row: &serde_json::Value, key: &str, tests: &str) -> String {
+    let code = format!("{}{}\n{tests}", row[key].as_str().unwrap(), continued(row));
     format!("First:\n```sh\nmake\n```\nThen here it is:\n```\n{code}\n```\nIt works.")
 }
 
 #[test]
 fn reference_solutions_of_humaneval_pass() {
     reference_solutions("humaneval", "humaneval/HumanEval", rows(), continued);
-    reference_solutions("humaneval", "humaneval/HumanEval", rows(), |row| told(row, "prompt"));
+    reference_solutions("humaneval", "humaneval/HumanEval", rows(), |row| {
+        told(
+            row,
+            "prompt",
+            "if __name__ == \"__main__\":\n    import unittest\n    unittest.main()\n",
+        )
+    });
 }
 
 #[test]
@@ -228,7 +235,11 @@ fn reference_solutions_of_humanevalpack_pass() {
         reference_solutions(suite, &file, rows(), continued);
         // Only Go's prompts have the helpers, and only other declarations the imports.
         let key = if language == Language::Go { "prompt" } else { "declaration" };
-        reference_solutions(suite, &file, rows(), |row| told(row, key));
+        reference_solutions(suite, &file, rows(), |row| {
+            // A C++ answer's helpers of tests are its own affair.
+            let repeats = language != Language::Cpp;
+            told(row, key, if repeats { row["test"].as_str().unwrap() } else { "" })
+        });
     }
 }
 

@@ -60,31 +60,39 @@ fn fenced(answer: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = answer.lines();
     while let Some(line) = lines.next() {
-        let fence = line.trim_start();
-        let Some(mark) = ["```", "~~~"].into_iter().find(|mark| fence.starts_with(mark)) else {
+        let Some(mark) = ["```", "~~~"].into_iter().find(|mark| line.contains(mark)) else {
             continue;
         };
-        let indentation = line.len() - fence.len();
-        let block = lines.by_ref().take_while(|line| {
-            let end = line.trim();
-            !end.starts_with(mark) || !end.trim_start_matches(&mark[..1]).is_empty()
-        });
-        let less_indented = |line: &str| {
+        // Words may stand before the fence, and the language behind it; code in a line is no block.
+        if line.matches(mark).count() > 1 {
+            continue;
+        }
+        let indentation = line.len() - line.trim_start().len();
+        let mut block = String::new();
+        for line in lines.by_ref() {
             let spaces = line.len() - line.trim_start().len();
-            format!("{}\n", &line[spaces.min(indentation)..])
-        };
-        blocks.push(block.map(less_indented).collect());
+            let line = &line[spaces.min(indentation)..];
+            let end = line.trim_end().trim_end_matches(&mark[..1]);
+            let closes = line.trim_end().ends_with(mark);
+            if !closes || !end.trim().is_empty() {
+                block.extend([if closes { end } else { line }, "\n"]);
+            }
+            if closes {
+                break;
+            }
+        }
+        blocks.push(block);
     }
     blocks
 }
 
 /// Where the line begins that defines the function.
-fn definition(code: &str, language: Language, name: &str) -> Option<usize> {
+pub(super) fn definition(code: &str, language: Language, name: &str) -> Option<usize> {
     let found = lines_with_places(code).find(|(_, line)| defines(line, language, name));
     found.map(|(at, _)| at)
 }
 
-fn lines_with_places(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub(super) fn lines_with_places(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut end = 0;
     text.split_inclusive('\n').map(move |line| {
         let at = end;
@@ -184,6 +192,7 @@ mod tests {
             for answer in [
                 format!("Sure! Here:\n```\n{code}\n```\nIt works."),
                 format!("~~~python\n{code}\n~~~\n"),
+                format!("Use `f` like this: ```x\n{code}```\nDone."),
                 format!("```bash\npip install numpy\n```\nand\n```x\n{code}\n```\n"),
                 format!("```\n{code} bad\n```\nNo, this:\n```\n{code}\n```"),
                 format!("1. So:\n   ```\n   {}\n   ```\n", code.replace('\n', "\n   ")),

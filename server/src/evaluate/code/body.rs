@@ -7,35 +7,52 @@ use super::toolchain::Language;
 ///
 /// Braces in strings, characters and comments do not count.
 pub fn body_in_braces(completion: &str, language: Language) -> &str {
-    let javascript = language == Language::JavaScript;
     let bytes = completion.as_bytes();
     let mut depth = 1usize;
     let mut at = 0;
     while at < bytes.len() {
-        let rest = &bytes[at..];
-        at += match rest {
-            [b'/', b'/', ..] => until(rest, b"\n"),
-            [b'/', b'*', ..] => until(rest, b"*/"),
-            [quote @ (b'"' | b'`'), ..] => quoted(rest, *quote),
-            [quote @ b'\'', ..] if javascript => quoted(rest, *quote),
-            // A lifetime or a contraction is no character literal.
-            [b'\'', b'\\', _, b'\'', ..] => 4,
-            [b'\'', _, b'\'', ..] => 3,
-            [b'{', ..] => {
-                depth += 1;
-                1
-            }
-            [b'}', ..] => {
+        match bytes[at] {
+            b'{' => depth += 1,
+            b'}' => {
                 depth -= 1;
                 if depth == 0 {
                     return &completion[..=at];
                 }
-                1
             }
-            _ => 1,
-        };
+            _ => {}
+        }
+        at += text_length(&bytes[at..], language).max(1);
     }
     completion
+}
+
+/// The code without its comments and what it has in quotes.
+pub fn without_texts(code: &str, language: Language) -> String {
+    let mut bare = String::new();
+    let mut rest = code;
+    while let Some(first) = rest.chars().next() {
+        let length = text_length(rest.as_bytes(), language);
+        if length == 0 {
+            bare.push(first);
+        }
+        // A text ends at an ASCII character, which begins none of several bytes.
+        rest = rest.get(length.max(first.len_utf8())..).unwrap_or("");
+    }
+    bare
+}
+
+/// Bytes of the comment or the quoted text that begins here; 0 where none does.
+fn text_length(rest: &[u8], language: Language) -> usize {
+    match rest {
+        [b'/', b'/', ..] => until(rest, b"\n"),
+        [b'/', b'*', ..] => until(rest, b"*/"),
+        [quote @ (b'"' | b'`'), ..] => quoted(rest, *quote),
+        [quote @ b'\'', ..] if language == Language::JavaScript => quoted(rest, *quote),
+        // A lifetime or a contraction is no character literal.
+        [b'\'', b'\\', _, b'\'', ..] => 4,
+        [b'\'', _, b'\'', ..] => 3,
+        _ => 0,
+    }
 }
 
 /// Bytes up to and including the mark.
@@ -62,6 +79,12 @@ fn quoted(bytes: &[u8], quote: u8) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn comments_and_quotes_are_left_out() {
+        let code = "a := \"time.\" // at a time. é\nb /* x. */ := 'c' + `d.`\né";
+        assert_eq!(without_texts(code, Language::Go), "a :=  b  :=  + \né");
+    }
 
     #[test]
     fn the_body_ends_at_its_own_brace() {

@@ -41,7 +41,13 @@ impl Row {
             Code::Body(body) => self.completed(&body),
             Code::Whole(code) => {
                 let given = given_before(&self.prompt, Language::Python, &self.entry_point);
-                program(Language::Python, given.unwrap_or(""), &code, &self.tests())
+                program(
+                    Language::Python,
+                    &self.entry_point,
+                    given.unwrap_or(""),
+                    &code,
+                    &self.tests(),
+                )
             }
         }
     }

@@ -3,7 +3,9 @@
 use serde::Deserialize;
 
 use super::humaneval::{pass_metrics, passed, temperature};
-use crate::evaluate::code::{Code, Language, body_in_braces, given_before, go_imports, program};
+use crate::evaluate::code::{
+    Code, Language, body_in_braces, given_before, go_imports, program, with_go_imports,
+};
 use crate::evaluate::data::DataFolder;
 use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
 use crate::evaluate::suite::{
@@ -82,7 +84,7 @@ impl Program {
             Language::Cpp => format!("{CPP_HEADERS}{declaration}{completion}\n{test}"),
             Language::Go => {
                 let code = format!("{}{completion}\n{test}", self.go_prompt());
-                self.with_go_imports(&code, vec![])
+                with_go_imports(&self.row.test_setup, &[], &GO_PACKAGES, &code)
             }
         }
     }
@@ -93,35 +95,27 @@ impl Program {
         let go_prompt = self.go_prompt();
         let text = if self.language == Language::Go { &go_prompt } else { declaration };
         let given = given_before(text, self.language, entry_point).unwrap_or("");
-        let program = |code: &str| program(self.language, given, code, test);
+        let program =
+            |given: &str, code: &str| program(self.language, entry_point, given, code, test);
         match self.language {
-            Language::Python => format!("{PYTHON_IMPORTS}{}", program(code)),
-            Language::Cpp => format!("{CPP_HEADERS}{}", program(code)),
+            Language::Python => program(&format!("{PYTHON_IMPORTS}{given}"), code),
+            Language::Cpp => format!("{CPP_HEADERS}{}", program(given, code)),
             Language::Go => {
-                let (code, packages) = go_imports(code);
-                self.with_go_imports(&program(&code), packages)
+                let (code, imports) = go_imports(code);
+                with_go_imports(
+                    &self.row.test_setup,
+                    &imports,
+                    &GO_PACKAGES,
+                    &program(given, &code),
+                )
             }
-            Language::JavaScript | Language::Java | Language::Rust => program(code),
+            Language::JavaScript | Language::Java | Language::Rust => program(given, code),
         }
     }
 
     /// The prompt without its imports. Helper functions stand here only, not in the declaration.
     fn go_prompt(&self) -> String {
         self.row.prompt.replacen(self.row.import.as_str(), "", 1)
-    }
-
-    /// Go refuses imports that are not used and wants all of them at the top.
-    fn with_go_imports(&self, code: &str, mut packages: Vec<String>) -> String {
-        let test_setup = &self.row.test_setup;
-        packages.extend(GO_PACKAGES.map(str::to_owned));
-        packages.sort();
-        packages.dedup();
-        let used = packages.iter().filter(|package| {
-            let name = package.rsplit('/').next().unwrap_or(package);
-            code.contains(&format!("{name}.")) && !test_setup.contains(&format!("\"{package}\""))
-        });
-        let imports: String = used.map(|package| format!("import \"{package}\"\n")).collect();
-        format!("{test_setup}\n{imports}\n{code}")
     }
 
     fn of_answer(&self, answer: &str) -> String {
