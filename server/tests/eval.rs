@@ -405,6 +405,9 @@ fn clients_of_a_simulation_are_measured_and_what_it_trained_on_is_not_asked() {
     let measured = ["eval", "--suite", "federated", "--run", out, "--answers", "0", "--json"];
     let measured = run(place.folder.path(), &measured).json();
     assert_eq!(measured["model"], "stand-in");
+    // A model that is named is the one that is measured.
+    let named = place.eval(&["--suite", "fpb", "--limit", "1", "--run", out, "--json"]);
+    assert_eq!(named.json()["model"], place.path("model").to_str().unwrap());
     let template = ["--suite", "federated", "--run", out, "--template", "chat"];
     assert!(place.eval(&template).error(2).contains("--template"));
 }

@@ -172,7 +172,7 @@ fn engine(args: &EngineBenchArgs, ctx: &Context) -> CommandResult {
     let speed = EngineSpeed {
         cpu: system::cpu_name(),
         threads: rayon::current_num_threads(),
-        model: args.engine.model.clone(),
+        model: args.engine.model().to_owned(),
         precision: format!("{precision:?}").to_lowercase(),
         batch_size: args.batch_size,
         seq_len: args.seq_len,

@@ -16,9 +16,9 @@ use crate::training::ComputePrecision;
 #[derive(Debug, Clone, Args)]
 pub struct EngineArgs {
     /// A GGUF file, a Hugging Face folder, or a model's name (`fleetune model list`); stand-in is a
-    /// tiny one with random weights
-    #[arg(long, value_name = "NAME_OR_PATH", default_value = BUILT_IN.name)]
-    pub model: String,
+    /// tiny one with random weights [default: the built-in smollm2-135m-instruct]
+    #[arg(long, value_name = "NAME_OR_PATH")]
+    pub model: Option<String>,
     /// How matrix products round their inputs; sums are f32 either way
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub precision: ComputePrecision,
@@ -34,13 +34,18 @@ pub struct Engine {
 }
 
 impl EngineArgs {
+    /// The model as the user names it.
+    pub fn model(&self) -> &str {
+        self.model.as_deref().unwrap_or(BUILT_IN.name)
+    }
+
     /// Finds the model (pulling the built-in one on first use) and puts it on the device.
     ///
     /// # Errors
     /// When there is no such model, it cannot be read, or the device has no room.
     pub fn open(&self, ctx: &Context) -> Result<Engine, CommandError> {
         let device = ctx.open_device()?;
-        let path = find_model(&self.model, &ctx.interrupt())?;
+        let path = find_model(self.model(), &ctx.interrupt())?;
         let model = LoadedModel::open(&path)?;
         let decoder =
             Decoder::new(model.config.clone(), &model.weights, &device, self.precision.into())?;

@@ -146,7 +146,7 @@ pub fn run(mut args: EvalArgs, ctx: &Context) -> CommandResult {
         ));
     }
     if let Some(simulation) = &simulation {
-        args.engine.model = simulation.model(&args.engine.model);
+        args.engine.model = Some(simulation.model(args.engine.model.as_deref()));
     }
     let plan = plan(&args, simulation.as_ref())?;
     // Before the model is loaded: a machine without a sandbox should say so at once.
@@ -294,7 +294,7 @@ impl Opened {
         let engine = args.open(ctx)?;
         let adapter = adapter.map(|folder| OpenedAdapter::new(&engine, folder)).transpose()?;
         let Engine { model, decoder } = engine;
-        let name = args.model.clone();
+        let name = args.model().to_owned();
         Ok(Self { name, model: Arc::new(model), decoder: Arc::new(decoder), adapter })
     }
 

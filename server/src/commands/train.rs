@@ -394,7 +394,7 @@ impl TrainArgs {
             save_every: steps.save_every,
             shuffle: (!self.data.no_shuffle).then_some(self.seed),
             seed: self.seed,
-            base_model: self.engine.model.clone(),
+            base_model: self.engine.model().to_owned(),
             settings: self.settings(dataset, model_hash, seq_len, rows_per_step),
         }
     }
@@ -413,7 +413,7 @@ impl TrainArgs {
             json!({ "beta": how.beta(), "loss": how.loss(), "reference": how.reference_adapter })
         });
         json!({
-            "model": self.engine.model,
+            "model": self.engine.model(),
             "model_sha256": model_hash,
             "precision": self.engine.precision,
             "dataset": dataset.name(),

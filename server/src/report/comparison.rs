@@ -48,6 +48,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// The suite's main number, where that is this metric, for people.
+    pub fn suite(&self, suite: &str, metric: &str) -> Option<String> {
+        self.suites.get(suite).filter(|number| number.name == metric).map(shown)
+    }
+
     /// `trained` says whether the run's work counts, or only what was there before.
     fn new(name: &str, evaluation: &EvaluationRecord, run: &History, trained: bool) -> Self {
         let history = trained.then_some(run);
@@ -131,10 +136,17 @@ impl Comparison {
         (!groups.is_empty()).then(|| table.render())
     }
 
-    /// The suites' names and the names of their main numbers.
+    /// The suites' names and the names of their main numbers: a suite has several where not all rows
+    /// have the same one, as where a judge rated nothing.
     pub fn suites(&self) -> Vec<(&str, &str)> {
-        let Some(first) = self.rows.first() else { return Vec::new() };
-        first.suites.iter().map(|(suite, m)| (suite.as_str(), m.name.as_str())).collect()
+        let mut names = Vec::new();
+        for (suite, metric) in self.rows.iter().flat_map(|row| &row.suites) {
+            let name = (suite.as_str(), metric.name.as_str());
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 
     /// The suites' main numbers for a terminal: one line per suite, one column per adapter; `None`
@@ -144,7 +156,7 @@ impl Comparison {
         let names = self.rows.iter().map(|row| row.name.as_str());
         let mut table = Table::new(["suite"].into_iter().chain(names));
         for (suite, metric) in &suites {
-            let values = self.rows.iter().map(|row| row.suites.get(*suite).map(shown));
+            let values = self.rows.iter().map(|row| row.suite(suite, metric));
             let values = values.map(Option::unwrap_or_default);
             table.row([format!("{suite} {metric}")].into_iter().chain(values));
         }

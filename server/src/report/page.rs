@@ -9,6 +9,7 @@ use super::history::History;
 use super::parts::{self, Card, Tile, cell, table};
 use super::text::{self, Escaped};
 use crate::evaluate::result::shown;
+use crate::evaluate::suite::Metric;
 use crate::simulate::journal::Answer;
 
 /// Clients the heat map has room for.
@@ -491,18 +492,27 @@ fn group_table(comparison: &Comparison) -> Option<String> {
 /// Numbers about whole suites: one line a number, one column an evaluation.
 fn suites_by_round(history: &History) -> Option<String> {
     let rounds = history.suite_rounds();
-    let first = *rounds.first()?;
-    let rows = history.suites_at(first).flat_map(|suite| {
-        suite.overall().map(|metric| {
-            let values = rounds.iter().map(|&round| {
-                let found = history.suites_at(round).find(|other| other.suite == suite.suite);
-                let found = found.and_then(|s| s.overall().find(|m| m.name == metric.name));
-                cell(found.map(shown).unwrap_or_default())
-            });
-            let name = cell(format!("{} {}", suite.suite, metric.name));
-            let cells = [name].into_iter().chain(values).chain([cell(metric.rows)]);
-            ("", cells.collect())
-        })
+    // A judge may have rated nothing in one round and something in another.
+    let mut numbers: Vec<(&str, &Metric)> = Vec::new();
+    for suite in rounds.iter().flat_map(|&round| history.suites_at(round)) {
+        for metric in suite.overall() {
+            if !numbers.iter().any(|(s, m)| *s == suite.suite && m.name == metric.name) {
+                numbers.push((&suite.suite, metric));
+            }
+        }
+    }
+    if numbers.is_empty() {
+        return None;
+    }
+    let rows = numbers.into_iter().map(|(name, metric)| {
+        let values = rounds.iter().map(|&round| {
+            let found = history.suites_at(round).find(|suite| suite.suite == name);
+            let found = found.and_then(|s| s.overall().find(|m| m.name == metric.name));
+            cell(found.map(shown).unwrap_or_default())
+        });
+        let name = cell(format!("{name} {}", metric.name));
+        let cells = [name].into_iter().chain(values).chain([cell(metric.rows)]);
+        ("", cells.collect())
     });
     let columns: Vec<String> = rounds.iter().map(|round| format!("round {round}")).collect();
     let columns = columns.iter().map(String::as_str);
@@ -524,7 +534,7 @@ fn suites_about(history: &History) -> Option<String> {
 fn suite_table(comparison: &Comparison) -> Option<String> {
     let suites = comparison.suites();
     let rows = suites.iter().map(|(suite, metric)| {
-        let values = comparison.rows.iter().map(|row| row.suites.get(*suite).map(shown));
+        let values = comparison.rows.iter().map(|row| row.suite(suite, metric));
         let cells = values.map(|value| cell(value.unwrap_or_default()));
         ("", std::iter::once(cell(format!("{suite} {metric}"))).chain(cells).collect())
     });

@@ -17,7 +17,6 @@ use crate::evaluate::federated::{
 use crate::evaluate::journal::Journal;
 use crate::evaluate::result::SuiteResult;
 use crate::evaluate::suite::{Scoring, Wrapping};
-use crate::hub::BUILT_IN;
 use crate::seed::{Choice, derived};
 use crate::simulate::config::RunConfig;
 use crate::simulate::fleet::Fleet;
@@ -82,12 +81,12 @@ impl Simulation {
     }
 
     /// The model to ask: that of the run, unless the user names another one.
-    pub fn model(&self, named: &str) -> String {
-        let own = &self.config.model;
-        if named == BUILT_IN.name || named == own {
-            return own.clone();
+    pub fn model(&self, named: Option<&str>) -> String {
+        let own = self.config.model.as_str();
+        let named = named.unwrap_or(own);
+        if named != own {
+            tracing::warn!("the run is of the model {own}; {named} is measured");
         }
-        tracing::warn!("the run is of the model {own}; {named} is measured");
         named.to_owned()
     }
 

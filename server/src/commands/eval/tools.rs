@@ -75,7 +75,7 @@ pub fn judge(
 ) -> Result<Option<Box<dyn Judge>>, CommandError> {
     let Some(model) = choice.model else { return Ok(None) };
     let Some(url) = choice.url else {
-        let engine = EngineArgs { model: model.to_owned(), precision: choice.precision };
+        let engine = EngineArgs { model: Some(model.to_owned()), precision: choice.precision };
         let judge = Opened::new(&engine, None, ctx)?.language_model(&ctx.interrupt())?;
         return Ok(Some(Box::new(LocalJudge::new(judge))));
     };

@@ -191,7 +191,9 @@ impl Line {
         }
         match serde_json::from_str::<Response>(&body) {
             Ok(response) => match response.choices.into_iter().next() {
-                Some(ResponseChoice { message: ResponseMessage { content: Some(text) } }) => {
+                Some(ResponseChoice { message: ResponseMessage { content: Some(text) } })
+                    if !text.trim().is_empty() =>
+                {
                     Attempt::Answer(text)
                 }
                 Some(_) => Attempt::Silent("the answer has no content".to_owned(), wait),
@@ -444,11 +446,12 @@ mod tests {
     fn a_question_that_is_refused_is_not_the_end_unless_all_are() {
         let refused = || (400, "content filter".to_owned());
         let silent = r#"{"choices": [{"message": {"content": null}}]}"#.to_owned();
-        let answers = vec![refused(), (200, silent), (200, completion("ok"))];
+        let answers =
+            vec![refused(), (200, silent), (200, completion(" ")), (200, completion("ok"))];
         let answers = answers.into_iter().chain((0..MOST_WITHHELD).map(|_| refused()));
         let (url, _told) = server(answers.collect());
         let mut judge = judge(url, 1);
-        for _ in 0..2 {
+        for _ in 0..3 {
             assert!(matches!(judge.ask("", "?"), Err(JudgeError::Withheld { .. })));
         }
         assert_eq!(judge.ask("", "?").unwrap(), "ok");

@@ -50,74 +50,114 @@ pub fn numbers_equal(left: &str, right: &str) -> bool {
     }
 }
 
-/// What follows the first `the answer is` up to the end of its line, without the full stop.
+/// What follows the first "the answer is", small or capital, up to the end of its line, without a colon
+/// before, a full stop after and marks of bold type.
 pub fn bbh_answer(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once("the answer is ")?;
-    let line = rest.lines().next().unwrap_or("").trim_end();
-    Some(line.strip_suffix('.').unwrap_or(line).trim())
+    const LEAD: &str = "the answer is";
+    let lower = text.to_ascii_lowercase();
+    let at = lower
+        .match_indices(LEAD)
+        .map(|(at, lead)| at + lead.len())
+        .find(|&at| text[at..].starts_with([' ', ':']))?;
+    let line = text[at..].lines().next().unwrap_or("").trim();
+    let line = line.strip_prefix(':').unwrap_or(line).trim();
+    let line = line.trim_matches('*');
+    Some(line.strip_suffix('.').unwrap_or(line).trim_matches('*').trim())
 }
 
 /// The option that a free answer chooses, of those lettered `A`, `B`, …; `options` is their number.
 ///
 /// The first letter that "answer" leads to, as in `the answer is (C)`; if there is none, the first that
-/// stands alone (`B`, `(b)`, `B.`). A capital A before a word in small letters is an article ("A
-/// patient…"), unless that word shows it to be a choice ("A is right"). Small letters count in brackets,
-/// or as the whole answer. A letter after "not" is no choice.
+/// stands alone (`B`, `(b)`, `B.`). A letter that is denied ("not A", "A is wrong") is no choice. A capital A
+/// that begins a sentence before a word in small letters is an article ("A patient…"), unless that word is a
+/// verb ("A fits"). Small letters count where "answer" leads to them, in brackets, or as the whole
+/// answer.
 pub fn option_letter(text: &str, options: usize) -> Option<usize> {
     let words = words(text);
-    let letter = |at: usize| {
-        let Word { text: word, before, after } = words.get(at)?;
-        let mut letters = word.chars();
+    let letter = |at: usize, led_to: bool| {
+        let word = words.get(at)?;
+        let mut letters = word.text.chars();
         let (Some(letter), None) = (letters.next(), letters.next()) else { return None };
-        let capital = letter.is_ascii_uppercase();
-        let chosen = if capital {
-            !(letter == 'A' && *after == Some(' ') && is_article(words.get(at + 1)))
+        let chosen = if letter.is_ascii_uppercase() {
+            led_to || letter != 'A' || !is_article(word, words.get(at + 1))
         } else {
-            *before == Some('(') || *after == Some(')') || words.len() == 1
+            let ends = led_to && word.after != Some(' ');
+            ends || word.before == Some('(') || word.after == Some(')') || words.len() == 1
         };
-        let denied = at > 0 && words[at - 1].text.eq_ignore_ascii_case("not");
         let option = (letter.to_ascii_uppercase() as u32).checked_sub('A' as u32)? as usize;
-        (chosen && !denied && option < options).then_some(option)
+        (chosen && option < options && !is_denied(&words, at)).then_some(option)
     };
-    let led_to = |at: usize| {
-        let leads = words[at].text.eq_ignore_ascii_case("answer");
-        let between =
-            |word: &&Word| BETWEEN.iter().any(|between| word.text.eq_ignore_ascii_case(between));
-        letter(at + 1 + words[at + 1..].iter().take_while(between).count()).filter(|_| leads)
-    };
-    (0..words.len()).find_map(led_to).or_else(|| (0..words.len()).find_map(letter))
+    let led_to = led_to(&words).find_map(|at| letter(at, true));
+    led_to.or_else(|| (0..words.len()).find_map(|at| letter(at, false)))
 }
 
-/// Words between "answer" and its letter.
-const BETWEEN: [&str; 16] = [
-    "is",
-    "was",
-    "be",
-    "would",
-    "should",
-    "must",
-    "to",
-    "this",
-    "question",
-    "the",
-    "option",
-    "choice",
-    "letter",
-    "most",
-    "likely",
-    "therefore",
-];
+/// Which of some words an answer says: the first that "answer" leads to, else the first of all.
+pub fn chosen_word(text: &str, choices: &[&str]) -> Option<usize> {
+    let words = words(text);
+    let choice = |at: usize| {
+        let word = words.get(at)?.text;
+        choices.iter().position(|choice| word.eq_ignore_ascii_case(choice))
+    };
+    led_to(&words).find_map(choice).or_else(|| (0..words.len()).find_map(choice))
+}
 
-/// Words that follow a choice rather than an article.
-const AFTER_CHOICE: [&str; 14] = [
-    "is", "was", "as", "because", "since", "and", "or", "but", "not", "would", "seems", "due",
-    "for", "given",
-];
-
-fn is_article(next: Option<&Word>) -> bool {
-    next.is_some_and(|next| {
-        next.text.starts_with(|c: char| c.is_lowercase()) && !AFTER_CHOICE.contains(&next.text)
+/// Where the words stand that "answer" and its like lead to.
+fn led_to(words: &[Word]) -> impl Iterator<Item = usize> {
+    const LEADS: [&str; 5] = ["answer", "prefer", "choose", "pick", "select"];
+    const BETWEEN: [&str; 17] = [
+        "is",
+        "was",
+        "be",
+        "would",
+        "should",
+        "must",
+        "to",
+        "this",
+        "question",
+        "the",
+        "option",
+        "choice",
+        "letter",
+        "most",
+        "likely",
+        "therefore",
+        "correct",
+    ];
+    let leads = words.iter().enumerate().filter(|(_, word)| word.is_one_of(&LEADS));
+    leads.map(|(at, _)| {
+        let rest = words[at + 1..].iter();
+        at + 1 + rest.take_while(|word| word.is_one_of(&BETWEEN)).count()
     })
+}
+
+/// Whether a letter is mentioned only to be denied.
+fn is_denied(words: &[Word], at: usize) -> bool {
+    const BEFORE: [&str; 8] =
+        ["not", "isn't", "isn’t", "neither", "nor", "than", "between", "both"];
+    const CANNOT: [&str; 4] = ["cannot", "can't", "can’t", "not"];
+    const WRONG: [&str; 6] = ["incorrect", "wrong", "not", "false", "unlikely", "out"];
+    let before = |back: usize| at.checked_sub(back).map(|at| &words[at]);
+    let is = |at: usize, list: &[&str]| words.get(at).is_some_and(|word| word.is_one_of(list));
+    before(1).is_some_and(|word| word.is_one_of(&BEFORE))
+        || (before(1).is_some_and(|word| word.is_one_of(&["be"]))
+            && before(2).is_some_and(|word| word.is_one_of(&CANNOT)))
+        || is(at + 1, &["isn't", "isn’t"])
+        || (is(at + 1, &["is", "was"]) && is(at + 2, &WRONG))
+}
+
+/// Whether a capital A is the article that begins a sentence, rather than a choice.
+fn is_article(a: &Word, next: Option<&Word>) -> bool {
+    const AFTER_CHOICE: [&str; 16] = [
+        "because", "since", "and", "or", "but", "not", "due", "for", "given", "will", "would",
+        "can", "could", "should", "may", "isn’t",
+    ];
+    a.begins
+        && a.after == Some(' ')
+        && next.is_some_and(|next| {
+            next.text.starts_with(|c: char| c.is_lowercase())
+                && !next.text.ends_with('s')
+                && !next.is_one_of(&AFTER_CHOICE)
+        })
 }
 
 /// A word with the characters on both sides of it.
@@ -125,16 +165,35 @@ struct Word<'a> {
     text: &'a str,
     before: Option<char>,
     after: Option<char>,
+    /// Whether it begins a sentence.
+    begins: bool,
+}
+
+impl Word<'_> {
+    fn is_one_of(&self, words: &[&str]) -> bool {
+        words.iter().any(|word| self.text.eq_ignore_ascii_case(word))
+    }
 }
 
 fn words(text: &str) -> Vec<Word<'_>> {
     let in_word = |c: char| c.is_alphanumeric() || matches!(c, '\'' | '’');
+    let quote = |c: char| matches!(c, '\'' | '’');
     let mut words = Vec::new();
     let mut end = 0;
     while let Some(start) = text[end..].find(in_word).map(|at| end + at) {
+        let between = &text[end..start];
         end = text[start..].find(|c| !in_word(c)).map_or(text.len(), |at| start + at);
-        let (before, after) = (text[..start].chars().next_back(), text[end..].chars().next());
-        words.push(Word { text: &text[start..end], before, after });
+        let word = text[start..end].trim_matches(quote);
+        if word.is_empty() {
+            continue;
+        }
+        let at = start + text[start..end].find(word).unwrap_or(0);
+        words.push(Word {
+            text: word,
+            before: text[..at].chars().next_back(),
+            after: text[at + word.len()..].chars().next(),
+            begins: words.is_empty() || between.contains(['.', '!', '?', ':', '\n']),
+        });
     }
     words
 }
@@ -171,6 +230,8 @@ mod tests {
         assert_eq!(bbh_answer("So the answer is } ] >."), Some("} ] >"));
         assert_eq!(bbh_answer("I do not know."), None);
         assert_eq!(bbh_answer("the answer is "), Some(""));
+        assert_eq!(bbh_answer("The answer is: **(B)**."), Some("(B)"));
+        assert_eq!(bbh_answer("**So the answer is (B).**"), Some("(B)"));
     }
 
     #[test]
@@ -192,6 +253,21 @@ mod tests {
             ("Group B streptococcus: the answer is C", 'C'),
             ("The answer to this question would be option D", 'D'),
             ("It is not B but C", 'C'),
+            ("The answer is A (amoxicillin).", 'A'),
+            ("The answer is option A amoxicillin", 'A'),
+            ("The answer is 'B'.", 'B'),
+            ("the answer is c", 'C'),
+            ("answer: d", 'D'),
+            ("A is incorrect because of the fever. B is incorrect. C is the correct answer.", 'C'),
+            ("A is wrong, B is wrong, so C.", 'C'),
+            ("The answer isn't A; it's B.", 'B'),
+            ("The answer cannot be A, so it must be D.", 'D'),
+            ("Rather than A, pick B", 'B'),
+            ("neither A nor B; C", 'C'),
+            ("A gives a more honest answer.", 'A'),
+            ("A will do", 'A'),
+            ("Both A and B are fine, but B is better", 'B'),
+            ("Between A and B, I prefer B.", 'B'),
             ("A patient would choose D", 'D'),
             ("The answer is that a patient would choose D", 'D'),
         ] {

@@ -15,7 +15,8 @@ mod rouge;
 mod standard_error;
 
 pub use answers::{
-    bbh_answer, gsm8k_flexible, gsm8k_reference, gsm8k_strict, numbers_equal, option_letter,
+    bbh_answer, chosen_word, gsm8k_flexible, gsm8k_reference, gsm8k_strict, numbers_equal,
+    option_letter,
 };
 pub use classification::{Averages, averages};
 pub use drop::{DropScore, drop_best};

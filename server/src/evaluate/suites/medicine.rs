@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::choice::{ACCURACY_AND_F1, by_letter, lettered, with_f1};
 use super::{drawn, numbered};
 use crate::evaluate::data::DataFolder;
+use crate::evaluate::metrics::chosen_word;
 use crate::evaluate::suite::{
     Card, Choice, Graded, Item, Metric, Prompt, Scoring, Suite, SuiteError, SuiteOptions, Wrapping,
     Written,
@@ -120,11 +121,9 @@ impl PubMedQaRow {
     }
 }
 
-/// The first of the three words in the answer.
+/// The one of the three words that the answer says.
 fn read_decision(answer: &str, _options: usize) -> Option<usize> {
-    let lower = answer.to_lowercase();
-    let mut words = lower.split(|c: char| !c.is_alphanumeric());
-    words.find_map(|word| DECISIONS.iter().position(|decision| *decision == word))
+    chosen_word(answer, &DECISIONS)
 }
 
 impl Suite for PubMedQa {
@@ -176,5 +175,7 @@ mod tests {
         assert_eq!(read_decision("Yes, it is.", 3), Some(0));
         assert_eq!(read_decision("I know nothing", 3), None);
         assert_eq!(read_decision("The answer is maybe", 3), Some(2));
+        let late = "There is no difference, so the answer is: **yes**";
+        assert_eq!(read_decision(late, 3), Some(0));
     }
 }
