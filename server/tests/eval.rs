@@ -430,6 +430,11 @@ fn an_adapter_of_another_alpha_is_another_one() {
     let again = asked(9.0);
     assert!(again.error(1).contains("alpha"), "{}", again.err);
     assert_eq!(fs::read(&journal).unwrap(), before);
+    assert_eq!(asked(8.0).code, Some(0));
+    // So is what stands beside the model's weights.
+    fs::write(place.path("model/generation_config.json"), "{}").unwrap();
+    let again = asked(8.0);
+    assert!(again.error(1).contains("configuration"), "{}", again.err);
 }
 
 #[test]

@@ -232,6 +232,32 @@ mod tests {
     }
 
     #[test]
+    fn a_number_stands_in_the_line_of_its_own_name() {
+        let (local, fedavg) = (history(2.5, 2.0), history(2.5, 1.0));
+        let mut comparison = Comparison::of([("local:0", &local), ("fedavg", &fedavg)]);
+        let number = |name: &str, value| Metric {
+            name: name.to_owned(),
+            group: None,
+            value,
+            standard_error: None,
+            rows: 4,
+        };
+        // The base model was not asked, and one adapter's answers were not rated.
+        comparison.rows[1].suites.insert("mt-bench".to_owned(), number("rated_1", 0.0));
+        comparison.rows[2].suites.insert("mt-bench".to_owned(), number("rating", 7.0));
+        assert_eq!(comparison.suites(), [("mt-bench", "rated_1"), ("mt-bench", "rating")]);
+        let table = comparison.suite_table().unwrap();
+        let numbers = |name: &str| {
+            let line = table.lines().find(|line| line.contains(&format!("mt-bench {name} ")));
+            line.unwrap().split_whitespace().skip(2).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (numbers("rated_1"), numbers("rating")),
+            (vec!["0.0000".to_owned()], vec!["7.0000".to_owned()])
+        );
+    }
+
+    #[test]
     fn the_table_has_the_base_model_once_and_a_row_per_algorithm() {
         let (local, fedavg) = (history(2.5, 2.0), history(2.5, 1.0));
         let comparison = Comparison::of([("local:0", &local), ("fedavg", &fedavg)]);

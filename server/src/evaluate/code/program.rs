@@ -154,7 +154,7 @@ fn java(name: &str, given: &str, own: &str, tests: &str) -> String {
         return format!("{imports}\n{given}\n{open}\n{code}\n}}\n{tests}");
     };
     if home != "Main" {
-        let main = |line: &str| class_name(line).is_some_and(|(_, name)| name == "Main");
+        let main = |line: &str| class_name(line) == Some("Main");
         code = without_items(&code, Language::Java, main);
     }
     // One file has one public class, and that is the tests'.
@@ -176,7 +176,7 @@ fn java_classes(code: &str) -> Vec<JavaClass> {
     let mut classes: Vec<JavaClass> = Vec::new();
     for (at, line) in lines_with_places(code) {
         let inside = classes.last().is_some_and(|class| class.place.contains(&at));
-        let Some((_, name)) = class_name(line).filter(|_| !inside) else { continue };
+        let Some(name) = class_name(line).filter(|_| !inside) else { continue };
         let Some(open) = code[at..].find('{') else { continue };
         let body = at + open + 1;
         let end = body + body_in_braces(&code[body..], Language::Java).len();
@@ -185,13 +185,13 @@ fn java_classes(code: &str) -> Vec<JavaClass> {
     classes
 }
 
-/// The modifiers and the name where the line begins a class or its like.
-fn class_name(line: &str) -> Option<(&str, &str)> {
+/// The name where the line begins a class or its like.
+fn class_name(line: &str) -> Option<&str> {
     let kinds = ["class ", "interface ", "enum ", "record "];
     let (before, name) = kinds.iter().find_map(|kind| line.split_once(kind))?;
     let modifiers = ["public", "final", "abstract", "static", "private", "sealed"];
     before.split_whitespace().all(|word| modifiers.contains(&word)).then_some(())?;
-    Some((before, name.split(|c: char| !c.is_alphanumeric() && c != '_').next()?))
+    name.split(|c: char| !c.is_alphanumeric() && c != '_').next()
 }
 
 /// The code with another name for what is called `old`.

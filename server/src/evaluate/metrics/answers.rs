@@ -87,8 +87,8 @@ pub fn option_letter(text: &str, options: usize) -> Option<usize> {
         let option = (letter.to_ascii_uppercase() as u32).checked_sub('A' as u32)? as usize;
         (chosen && option < options && !is_denied(&words, at)).then_some(option)
     };
-    let led_to = led_to(&words).find_map(|at| letter(at, true));
-    led_to.or_else(|| (0..words.len()).find_map(|at| letter(at, false)))
+    let said = led_to(&words).find_map(|at| letter(at, true));
+    said.or_else(|| (0..words.len()).find_map(|at| letter(at, false)))
 }
 
 /// Which of some words an answer says: the first that "answer" leads to, else the first of all.
@@ -147,9 +147,9 @@ fn is_denied(words: &[Word], at: usize) -> bool {
 
 /// Whether a capital A is the article that begins a sentence, rather than a choice.
 fn is_article(a: &Word, next: Option<&Word>) -> bool {
-    const AFTER_CHOICE: [&str; 16] = [
+    const AFTER_CHOICE: [&str; 15] = [
         "because", "since", "and", "or", "but", "not", "due", "for", "given", "will", "would",
-        "can", "could", "should", "may", "isn’t",
+        "can", "could", "should", "may",
     ];
     a.begins
         && a.after == Some(' ')
