@@ -268,6 +268,7 @@ mod tests {
             "public final class Solution {\nint f() {}\nint g() {}\n}",
             "package p;\nimport java.util.List;\npublic class Main {\nint f() {}\nint g() {}\n}",
             "public class Main {\nvoid main() { }\n}\nclass Solution {\nint f() {}\nint g() {}\n}",
+            "class Solution {\nint f() {}\nint g() {}\n}\npublic class Main {\nvoid main() { }\n}",
         ] {
             let program = program_of(own);
             let (_, classes) = program.split_once("class Solution {").unwrap();
