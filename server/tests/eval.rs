@@ -21,6 +21,7 @@ use fleetune_server::evaluate::model::{
 };
 use fleetune_server::evaluate::run::Plan;
 use fleetune_server::evaluate::suites;
+use fleetune_server::simulate::SimulateError;
 use fleetune_server::simulate::config::RunConfig;
 use fleetune_server::simulate::observer::Event;
 use fleetune_server::simulate::stand_in;
@@ -503,32 +504,48 @@ fn a_model_that_computes_no_numbers_has_no_scores() {
     }
 }
 
-#[test]
-fn an_adapter_that_computes_no_numbers_ends_no_rounds() {
-    let place = Place::new();
+/// What a simulation asks of the place's model, and the adapter that it asks with.
+fn questions(place: &Place, suite: &str, cancel: CancelToken) -> (SuiteQuestions, Adapter) {
     let loaded = LoadedModel::open(&place.path("model")).unwrap();
     let adapter = Adapter::new(RunConfig::default().lora().unwrap(), &loaded.config, 0).unwrap();
-    break_model(&place);
-    let loaded = LoadedModel::open(&place.path("model")).unwrap();
     let decoder =
         Decoder::new(loaded.config.clone(), &loaded.weights, &Device::Cpu, Precision::F32);
+    let suites = suites::named(&[suite.to_owned()]).unwrap();
     let questions = SuiteQuestions {
         model: Arc::new(loaded),
         decoder: Arc::new(decoder.unwrap()),
         name: "m".to_owned(),
-        plan: Plan {
-            limit: Some(2),
-            ..Plan::new(
-                suites::named(&["fpb".to_owned()]).unwrap(),
-                DataFolder::new(place.path("data")),
-            )
-        },
+        plan: Plan { limit: Some(2), ..Plan::new(suites, DataFolder::new(place.path("data"))) },
         tools: RefCell::default(),
-        cancel: CancelToken::default(),
+        cancel,
     };
+    (questions, adapter)
+}
+
+#[test]
+fn an_adapter_that_computes_no_numbers_ends_no_rounds() {
+    let place = Place::new();
+    break_model(&place);
+    let (questions, adapter) = questions(&place, "fpb", CancelToken::default());
     let mut observer = |_: &Event<'_>| ControlFlow::Continue(());
     let found = questions.ask(&adapter, 3, &place.path("evaluation"), &mut observer).unwrap();
     assert!(found.records.is_empty() && found.unfinished.is_empty());
+}
+
+/// The wish may come when the observer has just been asked and a pass runs.
+#[test]
+fn a_cancelled_pass_stops_a_simulation_and_is_no_failure() {
+    let place = Place::new();
+    for suite in ["fpb", "advbench"] {
+        let cancel = CancelToken::default();
+        let (questions, adapter) = questions(&place, suite, cancel.clone());
+        let mut observer = |_: &Event<'_>| {
+            cancel.cancel();
+            ControlFlow::Continue(())
+        };
+        let found = questions.ask(&adapter, 3, &place.path("evaluation"), &mut observer);
+        assert!(matches!(found, Err(SimulateError::Stopped)), "{suite}");
+    }
 }
 
 /// Models of one decoder that have shared nothing yet.

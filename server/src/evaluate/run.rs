@@ -110,7 +110,7 @@ pub trait Watcher {
 pub enum RunError {
     /// A suite.
     #[error(transparent)]
-    Suite(#[from] SuiteError),
+    Suite(SuiteError),
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -130,9 +130,24 @@ impl RunError {
 
     /// Whether the model computes no numbers, and so will never answer.
     pub fn is_no_model(&self) -> bool {
-        let Self::Suite(SuiteError::Model(ModelError::Engine(error))) = self else { return false };
-        matches!(error.downcast_ref(), Some(EngineError::NotFinite))
+        let Self::Suite(error) = self else { return false };
+        matches!(engine_error(error), Some(EngineError::NotFinite))
     }
+}
+
+impl From<SuiteError> for RunError {
+    fn from(error: SuiteError) -> Self {
+        // The wish to stop ends a running pass, which the watcher may not have seen yet.
+        match engine_error(&error) {
+            Some(EngineError::Cancelled) => Self::Stopped,
+            _ => Self::Suite(error),
+        }
+    }
+}
+
+fn engine_error(error: &SuiteError) -> Option<&EngineError> {
+    let SuiteError::Model(ModelError::Engine(error)) = error else { return None };
+    error.downcast_ref()
 }
 
 /// Reads the data of all suites of a plan, so that what is missing or wrong is known before anything
@@ -329,14 +344,9 @@ impl<'a> SuiteRun<'a> {
                 let started = Instant::now();
                 let batch;
                 (batch, alike) = alike.split_at(size.min(alike.len()));
-                let answered = match scored(batch[0]) {
-                    true => score(batch, model, journal, watcher),
-                    false => self.write(batch, model, journal, watcher),
-                };
-                match answered {
-                    // The wish to stop ends a running pass, too.
-                    Err(RunError::Suite(_)) if watcher.stop() => return Err(RunError::Stopped),
-                    other => other?,
+                match scored(batch[0]) {
+                    true => score(batch, model, journal, watcher)?,
+                    false => self.write(batch, model, journal, watcher)?,
                 }
                 if started.elapsed() < BATCH_TIME / 2 {
                     size = LARGEST_BATCH.min(2 * size);

@@ -96,7 +96,7 @@ pub enum SimulateError {
     },
     /// The reference's log-probabilities cannot be had.
     #[error(transparent)]
-    Reference(#[from] ReferenceError),
+    Reference(ReferenceError),
     /// An update or a download cannot be read or written.
     #[error("round {round}: {source}")]
     Message {
@@ -162,6 +162,15 @@ impl From<EngineError> for SimulateError {
     }
 }
 
+impl From<ReferenceError> for SimulateError {
+    fn from(error: ReferenceError) -> Self {
+        match error {
+            ReferenceError::Engine(error) => error.into(),
+            failed => Self::Reference(failed),
+        }
+    }
+}
+
 impl From<RunError> for SimulateError {
     fn from(error: RunError) -> Self {
         match error {
@@ -180,5 +189,21 @@ impl SimulateError {
     pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         |source| Self::Io { path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cancelled_pass_stops_the_run_whoever_asked_for_it() {
+        for error in
+            [EngineError::Cancelled.into(), ReferenceError::from(EngineError::Cancelled).into()]
+        {
+            assert!(matches!(error, SimulateError::Stopped));
+        }
+        let failed = SimulateError::from(ReferenceError::from(EngineError::NotFinite));
+        assert!(matches!(failed, SimulateError::Engine(EngineError::NotFinite)));
     }
 }
