@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::dequantize::decode_block;
 use super::isa::Isa;
 use super::lanes::dot_product;
-use super::product::{Operand, Part, View, product};
+use super::product::{Operand, Part, View, gated_product, product};
 use super::shared::Shared;
 use super::{Output, Precision};
 use crate::weight::FrozenWeight;
@@ -69,6 +69,26 @@ pub fn frozen_matmul_all(
             .collect();
         product(Isa::active(), View::new(x, m, k), &parts, 1.0, precision);
     })
+}
+
+/// `silu(X·Gᵀ) ∘ (X·Uᵀ)`: the values of [`frozen_matmul_all`] and [`swiglu`](super::swiglu) one after the
+/// other, but faster, as the two products are never in memory.
+///
+/// # Panics
+/// When a slice does not have its shape's length, or the weights' shapes differ.
+pub fn frozen_gated(
+    x: &[f32],
+    m: usize,
+    gate: &FrozenWeight,
+    up: &FrozenWeight,
+    precision: Precision,
+) -> Vec<f32> {
+    let mut hidden = into_new(x, m, &[gate], |targets| {
+        let factors = [gate, up].map(|w| Operand::weight_transposed(w, 0..w.rows()));
+        let x = View::new(x, m, gate.cols());
+        gated_product(Isa::active(), x, &factors, targets[0], precision);
+    });
+    hidden.swap_remove(0)
 }
 
 /// [`frozen_matmul_all`] for at most [`FEW`] rows, summed in another order: a row's results differ in

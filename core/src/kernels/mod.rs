@@ -36,7 +36,8 @@ pub use cross_entropy::{SoftmaxRow, linear_cross_entropy};
 pub use dense::matmul;
 pub use dequantize::{dequantize_row, dequantize_rows};
 pub use frozen::{
-    FEW, frozen_matmul, frozen_matmul_all, frozen_matmul_few, frozen_matmul_transposed,
+    FEW, frozen_gated, frozen_matmul, frozen_matmul_all, frozen_matmul_few,
+    frozen_matmul_transposed,
 };
 pub use isa::{InstructionSet, InstructionSetError};
 pub use measure::{KernelSpeeds, ProductShape, ProductSpeed, SMOLLM2_135M, measure};

@@ -66,6 +66,20 @@ impl<'a> Shared<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
+    /// Room for the values in `range`, which may not have been written yet.
+    ///
+    /// # Panics
+    /// When the range does not lie inside the slice.
+    ///
+    /// # Safety
+    /// While the result is in use, no other part that overlaps it may be, and only whole values may be
+    /// written to it.
+    pub(super) unsafe fn unwritten(self, range: Range<usize>) -> &'a mut [MaybeUninit<f32>] {
+        assert!(range.start <= range.end && range.end <= self.len, "a part of {}", self.len);
+        // SAFETY: as in `part`; room needs no values.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start).cast(), range.len()) }
+    }
+
     /// How many values there are.
     pub(super) fn len(self) -> usize {
         self.len

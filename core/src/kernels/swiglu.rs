@@ -44,7 +44,7 @@ pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
 }
 
 multiversion! {
-    fn forward(gate: &[f32], up: &[f32], y: &mut [MaybeUninit<f32>]) = forward_values
+    pub(super) fn forward(gate: &[f32], up: &[f32], y: &mut [MaybeUninit<f32>]) = forward_values
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::cache::{Branches, Cache, after_cache};
 use super::cancel::CancelToken;
-use super::layer::{Earlier, Layer, LayerPass, LayerState, vector};
+use super::layer::{Earlier, KeysAndValues, Layer, LayerPass, LayerState, vector};
 use super::lora::{Dropout, LoraLayer, LoraTensors, gradients_by_name};
 use super::packed::{PackedBatch, TargetToken};
 use super::selection::Selection;
@@ -281,21 +281,40 @@ impl Decoder {
         let tokens = Tokens::of(batch, &rotation, Some(&selection));
         let mut layers = Vec::with_capacity(self.layers.len());
         let recomputed = self.layers.len().saturating_sub(options.kept_layers);
-        let last = self.run(&tokens, options, |state| {
-            layers.push(match layers.len() < recomputed {
-                true => Kept::Input(state.into_input()),
-                false => Kept::State(Box::new(state)),
-            });
+        let last = self.run(&tokens, options, |layer, pass, x, _| {
+            let (y, kept) = if layers.len() < recomputed {
+                (layer.output(pass, x.clone(), None)?.0, Kept::Input(x))
+            } else {
+                let (y, state) = layer.forward(pass, x)?;
+                (y, Kept::State(Box::new(state)))
+            };
+            layers.push(kept);
+            Ok(y)
         })?;
         Ok(ForwardState { rotation, selection, layers, last })
     }
 
-    /// Runs all layers; `keep` is given each layer's state in turn. Yields the stream after the last.
+    /// Runs all layers for their output alone; `keep` is given each layer's keys and values in turn.
+    /// Yields the stream after the last.
+    fn run_to_end(
+        &self,
+        tokens: &Tokens,
+        options: &PassOptions,
+        mut keep: impl FnMut(KeysAndValues),
+    ) -> Result<Tensor, EngineError> {
+        self.run(tokens, options, |layer, pass, x, earlier| {
+            let (y, keys_and_values) = layer.output(pass, x, earlier)?;
+            keep(keys_and_values);
+            Ok(y)
+        })
+    }
+
+    /// Runs all layers, each by `step`, which is given its input and yields its output.
     fn run(
         &self,
         tokens: &Tokens,
         options: &PassOptions,
-        mut keep: impl FnMut(LayerState),
+        mut step: impl FnMut(&Layer, LayerPass, Tensor, Option<Earlier>) -> candle_core::Result<Tensor>,
     ) -> Result<Tensor, EngineError> {
         if options.lora.is_some_and(|lora| lora.adapters != tokens.adapters.len()) {
             return Err(
@@ -306,9 +325,7 @@ impl Decoder {
         for (i, layer) in self.layers.iter().enumerate() {
             options.cancel.check()?;
             let pass = self.layer_pass(i, tokens, options);
-            let (y, state) = layer.forward(pass, x, tokens.earlier.get(i).copied())?;
-            keep(state);
-            x = y;
+            x = step(layer, pass, x, tokens.earlier.get(i).copied())?;
         }
         Ok(x)
     }
@@ -388,7 +405,7 @@ impl Decoder {
             let pass = self.layer_pass(i, &tokens, options);
             let state = match kept.pop() {
                 Some(Kept::State(state)) => *state,
-                Some(Kept::Input(x)) => layer.state(pass, x, None)?,
+                Some(Kept::Input(x)) => layer.state(pass, x)?,
                 None => return Err(candle_core::Error::msg("the pass kept too few layers").into()),
             };
             let (layer_gradients, next) = layer.backward(pass, state, dx)?;
@@ -432,7 +449,7 @@ impl Decoder {
     ) -> Result<Tensor, EngineError> {
         let rotation = self.rotation(&batch.positions)?;
         let tokens = Tokens::of(batch, &rotation, None);
-        let last = self.run(&tokens, options, drop)?;
+        let last = self.run_to_end(&tokens, options, drop)?;
         self.head_logits(&last)
     }
 
@@ -464,7 +481,7 @@ impl Decoder {
             earlier: cache.earlier(),
         };
         let mut layers = Vec::with_capacity(self.layers.len());
-        let last = self.run(&tokens, options, |state| layers.push(state.into_keys_and_values()))?;
+        let last = self.run_to_end(&tokens, options, |layer| layers.push(layer))?;
         // Only a whole pass changes the cache, so that a cancelled one leaves it as it was.
         cache.layers = layers;
         Ok(self.head_logits(&last)?.squeeze(0)?)
@@ -514,7 +531,7 @@ impl Decoder {
             adapters,
             earlier: branches.earlier(&segments),
         };
-        let last = self.run(&tokens, options, drop)?;
+        let last = self.run_to_end(&tokens, options, drop)?;
         branches.grow(lengths());
         self.head_logits(&last)
     }
@@ -546,7 +563,7 @@ impl Decoder {
             adapters: batch.rows_of_adapters(),
             earlier: cache.earlier(),
         };
-        let last = self.run(&tokens, options, drop)?;
+        let last = self.run_to_end(&tokens, options, drop)?;
         self.score_rows(&last, &selection, &batch.targets, false, options)
     }
 

@@ -115,10 +115,17 @@ impl<'a> LayerPass<'a> {
 }
 
 /// Everything a layer's backward pass needs that took a matrix product to compute. Norms and SwiGLU
-/// are computed again: they cost little and would double what is kept. Only `x`, `k` and `v` have all
-/// rows where some are selected.
+/// are computed again: they cost little and would double what is kept.
 #[derive(Debug)]
 pub(super) struct LayerState {
+    attention: AttentionState,
+    gate: Tensor,
+    up: Tensor,
+}
+
+/// The same of a layer's first half. Only `x`, `k` and `v` have all rows where some are selected.
+#[derive(Debug)]
+struct AttentionState {
     /// The layer's input.
     x: Tensor,
     /// Queries and keys after the projection, before their norm; only where the family has one.
@@ -129,20 +136,6 @@ pub(super) struct LayerState {
     attended: Attended,
     /// The residual stream after attention.
     stream: Tensor,
-    gate: Tensor,
-    up: Tensor,
-}
-
-impl LayerState {
-    /// The layer's input.
-    pub fn into_input(self) -> Tensor {
-        self.x
-    }
-
-    /// Keys and values of all tokens so far, for a cache.
-    pub fn into_keys_and_values(self) -> KeysAndValues {
-        KeysAndValues { keys: self.k, values: self.v }
-    }
 }
 
 impl Layer {
@@ -185,27 +178,60 @@ impl Layer {
         })
     }
 
-    /// The layer's output `[T, hidden]`, of the selected rows if some are, and what its backward pass
-    /// needs.
-    pub fn forward(
+    /// The layer's output `[T, hidden]`, of the selected rows if some are, and the keys and values of all
+    /// tokens so far, for a cache.
+    pub fn output(
         &self,
         pass: LayerPass,
         x: Tensor,
         earlier: Option<Earlier>,
-    ) -> Result<(Tensor, LayerState)> {
-        let state = self.state(pass, x, earlier)?;
+    ) -> Result<(Tensor, KeysAndValues)> {
+        let AttentionState { k, v, stream, .. } = self.attend(pass, x, earlier)?;
+        let adapted = |target| self.adapted(pass, target).is_some();
+        let hidden = if adapted(Target::GateProj) || adapted(Target::UpProj) {
+            let [gate, up] = self.widen(pass, &stream)?;
+            pass.ops.swiglu(&gate, &up)?
+        } else {
+            let normed = pass.ops.rms_norm(&stream, &self.mlp_norm, self.eps)?;
+            let [gate, up] = [Target::GateProj, Target::UpProj].map(|target| self.frozen(target));
+            pass.ops.gated(&normed, gate, up)?
+        };
+        Ok((self.narrow(pass, &hidden, &stream)?, KeysAndValues { keys: k, values: v }))
+    }
+
+    /// The layer's output as [`Layer::output`] has it, bit by bit, and what its backward pass needs.
+    pub fn forward(&self, pass: LayerPass, x: Tensor) -> Result<(Tensor, LayerState)> {
+        let state = self.state(pass, x)?;
         let hidden = pass.ops.swiglu(&state.gate, &state.up)?;
-        let [y] = self.project(pass, [Target::DownProj], &hidden)?;
-        Ok((pass.ops.add(y, &state.stream)?, state))
+        Ok((self.narrow(pass, &hidden, &state.attention.stream)?, state))
     }
 
     /// The first part of [`Layer::forward`], up to the last projection.
-    pub fn state(
+    pub fn state(&self, pass: LayerPass, x: Tensor) -> Result<LayerState> {
+        let attention = self.attend(pass, x, None)?;
+        let [gate, up] = self.widen(pass, &attention.stream)?;
+        Ok(LayerState { attention, gate, up })
+    }
+
+    /// The inputs of SwiGLU.
+    fn widen(&self, pass: LayerPass, stream: &Tensor) -> Result<[Tensor; 2]> {
+        let normed = pass.ops.rms_norm(stream, &self.mlp_norm, self.eps)?;
+        self.project(pass, [Target::GateProj, Target::UpProj], &normed)
+    }
+
+    /// The stream with what SwiGLU's output adds to it.
+    fn narrow(&self, pass: LayerPass, hidden: &Tensor, stream: &Tensor) -> Result<Tensor> {
+        let [y] = self.project(pass, [Target::DownProj], hidden)?;
+        pass.ops.add(y, stream)
+    }
+
+    /// The first half of the layer, to the stream after attention.
+    fn attend(
         &self,
         pass: LayerPass,
         x: Tensor,
         earlier: Option<Earlier>,
-    ) -> Result<LayerState> {
+    ) -> Result<AttentionState> {
         let ops = pass.ops;
         let normed = ops.rms_norm(&x, &self.attention_norm, self.eps)?;
         let [q, k, v] = match pass.selection {
@@ -238,9 +264,7 @@ impl Layer {
         let attended = ops.attend(&q, &k, &v, self.attention, pass.query_segments())?;
         let [stream] = self.project(pass, [Target::OProj], &attended.output)?;
         let stream = ops.add(stream, &pass.wanted(&x)?)?;
-        let normed = ops.rms_norm(&stream, &self.mlp_norm, self.eps)?;
-        let [gate, up] = self.project(pass, [Target::GateProj, Target::UpProj], &normed)?;
-        Ok(LayerState { x, raw, q, k, v, attended, stream, gate, up })
+        Ok(AttentionState { x, raw, q, k, v, attended, stream })
     }
 
     /// Gradients of the layer's adapter and of its input, given that of its output, which has the rows
@@ -253,7 +277,8 @@ impl Layer {
     ) -> Result<(LoraLayer, Tensor)> {
         let mut gradients = LoraLayer::default();
         let ops = pass.ops;
-        let LayerState { x, raw, q, k, v, attended, stream, gate, up } = state;
+        let LayerState { attention, gate, up } = state;
+        let AttentionState { x, raw, q, k, v, attended, stream } = attention;
 
         let hidden = || ops.swiglu(&gate, &up);
         let hidden = self.adapter_input(pass, &[Target::DownProj], hidden)?;
@@ -317,7 +342,7 @@ impl Layer {
         targets: [Target; N],
         x: &Tensor,
     ) -> Result<[Tensor; N]> {
-        let weights = targets.map(|target| &self.projections[target as usize]);
+        let weights = targets.map(|target| self.frozen(target));
         let outputs = targets.into_iter().zip(pass.ops.project(x, &weights)?);
         let adapted = outputs.map(|(target, y)| match self.adapted(pass, target) {
             Some(adapted) => adapted.forward(x, y),
@@ -349,11 +374,15 @@ impl Layer {
         sum: Option<Tensor>,
         gradients: &mut LoraLayer,
     ) -> Result<Tensor> {
-        let dx = pass.ops.project_back(dy, &self.projections[target as usize], sum)?;
+        let dx = pass.ops.project_back(dy, self.frozen(target), sum)?;
         let (Some(adapted), Some(x)) = (self.adapted(pass, target), x) else { return Ok(dx) };
         let (pair, dx) = adapted.backward(x, dy, dx)?;
         gradients[target as usize] = Some(pair);
         Ok(dx)
+    }
+
+    fn frozen(&self, target: Target) -> &Frozen {
+        &self.projections[target as usize]
     }
 
     fn adapted<'a>(&self, pass: LayerPass<'a>, target: Target) -> Option<AdaptedPass<'a>> {

@@ -279,6 +279,17 @@ impl Ops for HostOps {
         Tensor::from_vec(y, gate.shape(), &Device::Cpu)
     }
 
+    fn gated(&self, x: &Tensor, gate: &Frozen, up: &Frozen) -> Result<Tensor> {
+        let m = x.dims2()?.0;
+        if self.writing && m <= kernels::FEW {
+            let projected = self.project(x, &[gate, up])?;
+            return self.swiglu(&projected[0], &projected[1]);
+        }
+        let (gate, up) = (gate.host()?, up.host()?);
+        let hidden = read(x, |x| kernels::frozen_gated(x, m, gate, up, self.precision))?;
+        Tensor::from_vec(hidden, (m, gate.rows()), &Device::Cpu)
+    }
+
     fn swiglu_back(&self, gate: Tensor, up: Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
         let mut changed = Ok(());
         read(dy, |dy| {

@@ -153,6 +153,13 @@ pub trait Ops: Send + Sync {
     /// `silu(gate) ∘ up` (Shazeer 2020), `silu(x) = x·σ(x)`.
     fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor>;
 
+    /// [`Ops::swiglu`] of the projections of one input by two weights, which nothing else needs:
+    /// `[T, in]` → `[T, out]`. The same bits as one after the other.
+    fn gated(&self, x: &Tensor, gate: &Frozen, up: &Frozen) -> Result<Tensor> {
+        let projected = self.project(x, &[gate, up])?;
+        self.swiglu(&projected[0], &projected[1])
+    }
+
     /// `(d_gate, d_up)` of [`Ops::swiglu`]: `d_up = dy ∘ silu(gate)`, `d_gate = dy ∘ up ∘ σ(gate)(1 +
     /// gate(1 − σ(gate)))`. In place of both inputs where it can.
     fn swiglu_back(&self, gate: Tensor, up: Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)>;

@@ -209,13 +209,16 @@ fn many(
             sums.fill(0.0);
             let mut running = [Running::default(); QUERIES];
             for (block, (keys, values)) in blocks.iter().zip(&scratch.blocks) {
-                if block.start >= position + count || block.end <= inputs.first_visible(position) {
+                // No query of the tile sees a later key.
+                let seen = block.start..block.end.min(position + count);
+                if seen.is_empty() || seen.end <= inputs.first_visible(position) {
                     continue;
                 }
-                let scores = &mut scratch.scores[..count * block.len()];
-                let (width, to) = (block.len(), Output::Overwrite);
-                tiles.multiply(q, (keys, width), scores, width, to);
-                soften(isa, inputs, scores, block, position, &mut running[..count], sums);
+                let width = seen.len();
+                let keys = &keys[..tiles.packed_len(head_dim, width)];
+                let scores = &mut scratch.scores[..count * width];
+                tiles.multiply(q, (keys, width), scores, width, Output::Overwrite);
+                soften(isa, inputs, scores, &seen, position, &mut running[..count], sums);
                 let weights = View::new(scores, count, width);
                 tiles.multiply(weights, (values, head_dim), sums, head_dim, Output::Accumulate);
             }

@@ -118,6 +118,12 @@ impl MicroKernel {
         k.div_ceil(blocks).next_multiple_of(unit).min(k)
     }
 
+    /// Rows of the left factor that are encoded at a time, of `m` rows of so many words.
+    pub(super) fn left_rows(&self, words: usize, m: usize) -> usize {
+        let rows = self.left_bytes / (size_of::<u32>() * words) / self.rows * self.rows;
+        rows.clamp(self.rows, m.next_multiple_of(self.rows))
+    }
+
     /// Most rows of a tile.
     pub(super) fn most_rows(&self) -> usize {
         self.rows * self.strips

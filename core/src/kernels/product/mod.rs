@@ -12,6 +12,7 @@ mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod encode;
+mod gated;
 mod micro;
 mod operand;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use rayon::prelude::*;
 #[cfg(test)]
 use self::encode::Layout;
 use self::encode::{LeftBlock, Panels};
+pub(super) use self::gated::gated_product;
 use self::micro::{MicroKernel, Tile};
 pub(super) use self::operand::Operand;
 pub use self::operand::View;
@@ -77,83 +79,93 @@ pub(super) fn product(isa: Isa, a: View, parts: &[Part], scale: f32, precision: 
     }
     let n = parts.iter().map(|part| part.b.lanes()).max().unwrap_or(0);
     let kernel = MicroKernel::choose(isa, precision, n, k);
-    let work = Work::new(isa, kernel, parts, m);
+    let size = m * k * parts.iter().map(|part| part.b.lanes()).sum::<usize>();
+    let factors = parts.iter().map(|part| (part, &part.b));
+    let division = Division::new(kernel, factors, kernel.panels, size);
     let unit = parts.iter().map(|part| part.b.depth_unit()).max().unwrap_or(1);
     let depth = kernel.depth_block(k, unit);
-    let block = kernel.left_bytes / (4 * kernel.layout.words(depth)) / kernel.rows * kernel.rows;
-    let block = block.clamp(kernel.rows, m.next_multiple_of(kernel.rows));
+    let block = kernel.left_rows(kernel.layout.words(depth), m);
     let mut left = LEFT.take();
     for depths in blocks(k, depth) {
         for rows in blocks(m, block) {
             left.encode(isa, kernel.layout, a, rows.clone(), depths.clone(), scale);
-            work.run(&left, rows, depths.clone());
+            division.run(rows.len(), |part, columns, some| {
+                let accumulate = depths.start > 0 || part.output == Output::Accumulate;
+                let mut panels = PANELS.take();
+                panels.encode(isa, kernel, &part.b, columns.clone(), depths.clone());
+                for row in some.clone().step_by(kernel.most_rows()) {
+                    let target = |at| part.target.pointer((rows.start + row) * part.stride + at);
+                    let height = kernel.most_rows().min(some.end - row);
+                    for (panel, at) in columns.clone().step_by(kernel.cols).enumerate() {
+                        let tile = Tile {
+                            values: target(at),
+                            stride: part.stride,
+                            rows: height,
+                            cols: kernel.cols.min(columns.end - at),
+                            accumulate,
+                        };
+                        // SAFETY: every task has rows or columns of its own, so tiles do not
+                        // overlap, and the targets were checked to hold all of them.
+                        unsafe { kernel.tile(&left, row, (&panels, panel), tile) };
+                    }
+                }
+                PANELS.set(panels);
+            });
         }
     }
     LEFT.set(left);
 }
 
-/// What all blocks of a product share.
-struct Work<'a> {
-    isa: Isa,
+/// How a product is divided among threads: by columns, and by rows where there are few columns.
+struct Division<T> {
     kernel: &'static MicroKernel,
-    /// Columns that one task encodes together, of which part.
-    groups: Vec<(&'a Part<'a>, Range<usize>)>,
+    /// Columns that one task encodes together, of which factor.
+    groups: Vec<(T, Range<usize>)>,
     serial: bool,
 }
 
-impl<'a> Work<'a> {
-    fn new(isa: Isa, kernel: &'static MicroKernel, parts: &'a [Part<'a>], m: usize) -> Self {
-        let columns: usize = parts.iter().map(|part| part.b.lanes()).sum();
+impl<T: Copy + Sync> Division<T> {
+    /// Of products of `size` multiplications in all with these right factors, of which a task encodes
+    /// at most `panels` panels together.
+    fn new<'a>(
+        kernel: &'static MicroKernel,
+        factors: impl Iterator<Item = (T, &'a Operand<'a>)> + Clone,
+        panels: usize,
+        size: usize,
+    ) -> Self {
+        let columns: usize = factors.clone().map(|(_, b)| b.lanes()).sum();
         // Several groups for each thread, so that none waits long for another.
         let fair = columns / (4 * rayon::current_num_threads() * kernel.cols);
-        let panels = fair.clamp(1, kernel.panels);
-        let groups = parts.iter().flat_map(|part| {
+        let panels = fair.clamp(1, panels);
+        let groups = factors.flat_map(|(factor, b)| {
             // A lane unit above 1 is a multiple of every kernel's columns.
-            let group = (panels * kernel.cols).next_multiple_of(part.b.lane_unit());
-            blocks(part.b.lanes(), group).map(move |columns| (part, columns))
+            let group = (panels * kernel.cols).next_multiple_of(b.lane_unit());
+            blocks(b.lanes(), group).map(move |columns| (factor, columns))
         });
-        let size: usize = parts.iter().map(|part| m * part.b.lanes() * part.b.depth()).sum();
-        Self { isa, kernel, groups: groups.collect(), serial: size < SERIAL }
+        Self { kernel, groups: groups.collect(), serial: size < SERIAL }
     }
 
-    /// Multiplies encoded rows by all columns, at some depths.
-    fn run(&self, left: &LeftBlock, rows: Range<usize>, depths: Range<usize>) {
+    /// Calls `task` with all groups of columns and all of so many rows, some at a time.
+    fn run(&self, rows: usize, task: impl Fn(T, Range<usize>, Range<usize>) + Sync) {
         let threads = if self.serial { 1 } else { rayon::current_num_threads() };
         // Where there are fewer groups of columns than threads, rows are split as well; each part
         // encodes its columns anew.
-        let strips = rows.len().div_ceil(self.kernel.rows);
+        let strips = rows.div_ceil(self.kernel.rows);
         let splits = match threads {
             1 => 1,
             _ => (2 * threads).div_ceil(self.groups.len().max(1)).min(strips.div_ceil(4)),
         };
         let height = strips.div_ceil(splits) * self.kernel.rows;
-        let task = |task: usize| {
-            let mut panels = PANELS.take();
-            let (part, columns) = &self.groups[task / splits];
-            let from = (task % splits * height).min(rows.len());
-            let some = from..(from + height).min(rows.len());
-            panels.encode(self.isa, self.kernel, &part.b, columns.clone(), depths.clone());
-            for row in some.clone().step_by(self.kernel.most_rows()) {
-                for (panel, at) in columns.clone().step_by(self.kernel.cols).enumerate() {
-                    let tile = Tile {
-                        values: part.target.pointer((rows.start + row) * part.stride + at),
-                        stride: part.stride,
-                        rows: self.kernel.most_rows().min(some.end - row),
-                        cols: self.kernel.cols.min(columns.end - at),
-                        accumulate: depths.start > 0 || part.output == Output::Accumulate,
-                    };
-                    // SAFETY: every task has rows or columns of its own, so tiles do not overlap,
-                    // and `product` checked that the targets hold all of them.
-                    unsafe { self.kernel.tile(left, row, (&panels, panel), tile) };
-                }
-            }
-            PANELS.set(panels);
+        let numbered = |number: usize| {
+            let (factor, columns) = &self.groups[number / splits];
+            let from = (number % splits * height).min(rows);
+            task(*factor, columns.clone(), from..(from + height).min(rows));
         };
         let tasks = self.groups.len() * splits;
         if threads == 1 {
-            (0..tasks).for_each(task);
+            (0..tasks).for_each(numbered);
         } else {
-            (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+            (0..tasks).into_par_iter().with_max_len(1).for_each(numbered);
         }
     }
 }

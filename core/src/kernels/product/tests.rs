@@ -1,12 +1,14 @@
 //! Every path of this processor against sums in f64, on random shapes.
 
+use std::mem::MaybeUninit;
+
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 
 use super::*;
 use crate::kernels::testing::{FORMATS, random};
-use crate::kernels::{Threads, dequantize_rows};
+use crate::kernels::{Threads, dequantize_rows, swiglu};
 use crate::weight::FrozenWeight;
 
 /// A format that candle quantises values to.
@@ -147,6 +149,46 @@ proptest! {
         let operand = Operand::weight(&weight, first..rows);
         let value = |j: usize, l: usize| dense[l * k + j];
         check(&turned, View::new(&dy, m, n), |i, l| dy[i * n + l], &operand, value);
+    }
+
+    #[test]
+    fn gated_products_have_the_bits_of_both_products_and_swiglu(
+        // Deep enough for several blocks on every path.
+        case in cases(1), deeper in prop_oneof![Just(0), 1000..1400usize],
+    ) {
+        let Case { m, n, seed, threads, .. } = case;
+        let k = case.k + deeper;
+        let x = random(m * k, seed);
+        let weights = [random(n * k, seed ^ 1), random(n * k, seed ^ 2)];
+        let factors = weights.each_ref().map(|w| Operand::dense(View::new(w, n, k).t()));
+        let threads = Threads::new(threads).unwrap();
+        for isa in Isa::all() {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let mut projected = [vec![0.0; m * n], vec![0.0; m * n]];
+                let parts: Vec<Part> = factors
+                    .iter()
+                    .zip(&mut projected)
+                    .map(|(b, c)| Part {
+                        b: b.clone(),
+                        target: Shared::new(c),
+                        stride: n,
+                        output: Output::Overwrite,
+                    })
+                    .collect();
+                product(isa, View::new(&x, m, k), &parts, 1.0, precision);
+                let [gate, up] = &projected;
+                let mut expected = vec![MaybeUninit::new(0.0); m * n];
+                swiglu::forward(isa, gate, up, &mut expected);
+                // SAFETY: they were written from the start.
+                let expected: Vec<f32> =
+                    expected.iter().map(|value| unsafe { value.assume_init() }).collect();
+                let mut hidden = vec![f32::NAN; m * n];
+                let target = Shared::new(&mut hidden);
+                let x = View::new(&x, m, k);
+                threads.run(|| gated_product(isa, x, &factors, target, precision));
+                assert!(hidden == expected, "{isa:?} {precision:?} [{m}, {n}, {k}]");
+            }
+        }
     }
 }
 

@@ -23,11 +23,16 @@ impl Tiles {
         self.kernel.cols
     }
 
+    /// How many values a right factor takes; its first columns take the first of them.
+    pub(in crate::kernels) fn packed_len(self, rows: usize, cols: usize) -> usize {
+        cols.div_ceil(self.kernel.cols) * rows * self.kernel.cols
+    }
+
     /// Stores `factor · b` as right factor: panels of [`Tiles::lanes`] columns, each row by row and
     /// padded with zeros.
     pub(in crate::kernels) fn pack(self, b: View, factor: f32, out: &mut Vec<f32>) {
         let lanes = self.kernel.cols;
-        out.resize(b.cols().div_ceil(lanes) * b.rows() * lanes, 0.0);
+        out.resize(self.packed_len(b.rows(), b.cols()), 0.0);
         let panels = out.chunks_exact_mut((b.rows() * lanes).max(1));
         for (panel, first) in panels.zip((0..b.cols()).step_by(lanes)) {
             let width = lanes.min(b.cols() - first);
@@ -36,7 +41,8 @@ impl Tiles {
     }
 
     /// `c (+)= a·b`, where `b` is packed and has `cols` columns, `c` is row-major with rows `stride`
-    /// values apart, and the rows of `a` are contiguous.
+    /// values apart, and the rows of `a` are contiguous. Of the rows of `b` the first count, as many as
+    /// `a` has columns.
     ///
     /// # Panics
     /// When the shapes do not fit each other.
@@ -54,10 +60,12 @@ impl Tiles {
             assert!(depth > 0 || output == Output::Accumulate, "a product without depth");
             return;
         }
-        assert_eq!(b.len(), cols.div_ceil(lanes) * depth * lanes, "a packed factor");
+        let panel = b.len() / cols.div_ceil(lanes);
+        assert_eq!(b.len(), self.packed_len(panel / lanes, cols), "a packed factor");
+        assert!(panel >= depth * lanes, "a packed factor of {depth} rows");
         assert!(cols <= stride && c.len() >= (rows - 1) * stride + cols, "room for the product");
         let (left, left_stride) = a.contiguous_rows();
-        for (panel, first) in b.chunks_exact(depth * lanes).zip((0..cols).step_by(lanes)) {
+        for (panel, first) in b.chunks_exact(panel).zip((0..cols).step_by(lanes)) {
             for row in (0..rows).step_by(self.kernel.rows) {
                 let tile = Tile {
                     values: c[row * stride + first..].as_mut_ptr(),
@@ -75,7 +83,7 @@ impl Tiles {
                 let depth = Depth { words: depth, run: depth, runs: 1 };
                 // SAFETY: a kernel is chosen by an `Isa`, which proves its instructions, and one
                 // for f32 reads no scales. The words of that layout are the values themselves: a
-                // `View` holds its rows of `depth` values, a panel is `depth × lanes` values, and
+                // `View` holds its rows of `depth` values, a panel is `depth × lanes` values or more, and
                 // `c` was checked to hold the tile.
                 unsafe { (self.kernel.run)(depth, left, right, tile) };
             }
