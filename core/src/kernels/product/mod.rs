@@ -41,6 +41,11 @@ use super::{Output, Precision};
 /// Products of fewer multiplications than this are done by one task.
 const SERIAL: usize = 1 << 17;
 
+/// With so many rows for each thread it pays that a thread has rows of its own: other operations divide
+/// rows the same way, so it mostly reads what it has written itself, and encoding the right factor once
+/// for each thread costs less than fetching the left one from another processor's cache.
+const OWN_ROWS: usize = 384;
+
 thread_local! {
     /// Encoded factors of the last product on this thread. Thousands of products a step would leave
     /// holes between the buffers of a model if each took its own memory.
@@ -148,17 +153,18 @@ impl<T: Copy + Sync> Division<T> {
     /// Calls `task` with all groups of columns and all of so many rows, some at a time.
     fn run(&self, rows: usize, task: impl Fn(T, Range<usize>, Range<usize>) + Sync) {
         let threads = if self.serial { 1 } else { rayon::current_num_threads() };
-        // Where there are fewer groups of columns than threads, rows are split as well; each part
-        // encodes its columns anew.
+        // Rows are split where each thread gets many, or where there are fewer groups of columns than
+        // threads; each part encodes its columns anew.
         let strips = rows.div_ceil(self.kernel.rows);
         let splits = match threads {
             1 => 1,
+            _ if rows >= threads * OWN_ROWS => threads,
             _ => (2 * threads).div_ceil(self.groups.len().max(1)).min(strips.div_ceil(4)),
         };
         let height = strips.div_ceil(splits) * self.kernel.rows;
         let numbered = |number: usize| {
-            let (factor, columns) = &self.groups[number / splits];
-            let from = (number % splits * height).min(rows);
+            let (factor, columns) = &self.groups[number % self.groups.len()];
+            let from = (number / self.groups.len() * height).min(rows);
             task(*factor, columns.clone(), from..(from + height).min(rows));
         };
         let tasks = self.groups.len() * splits;

@@ -211,20 +211,22 @@ fn all_digits_of_f32_values_take_part() {
 
 #[test]
 fn results_do_not_depend_on_the_threads() {
-    let (m, n, k) = (130, 200, 700);
-    let (a, b) = (random(m * k, 1), random(n * k, 2));
-    for isa in Isa::all() {
-        for precision in [Precision::F32, Precision::Bf16] {
-            let results = [1, 2, 7].map(|threads| {
-                let mut c = vec![0.0; m * n];
-                let values = Shared::new(&mut c);
-                let b = Operand::dense(View::new(&b, n, k).t());
-                let part = Part { b, target: values, stride: n, output: Output::Overwrite };
-                let work = || product(isa, View::new(&a, m, k), &[part], 1.0, precision);
-                Threads::new(threads).unwrap().run(work);
-                c
-            });
-            assert!(results[0] == results[1] && results[1] == results[2], "{isa:?}");
+    // Divided by columns, and by rows.
+    for (m, n, k) in [(130, 200, 700), (2 * OWN_ROWS + 3, 70, 64)] {
+        let (a, b) = (random(m * k, 1), random(n * k, 2));
+        for isa in Isa::all() {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let results = [1, 2, 7].map(|threads| {
+                    let mut c = vec![0.0; m * n];
+                    let values = Shared::new(&mut c);
+                    let b = Operand::dense(View::new(&b, n, k).t());
+                    let part = Part { b, target: values, stride: n, output: Output::Overwrite };
+                    let work = || product(isa, View::new(&a, m, k), &[part], 1.0, precision);
+                    Threads::new(threads).unwrap().run(work);
+                    c
+                });
+                assert!(results[0] == results[1] && results[1] == results[2], "{isa:?}");
+            }
         }
     }
 }
