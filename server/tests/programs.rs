@@ -208,6 +208,11 @@ fn continued(row: &serde_json::Value) -> String {
     row["canonical_solution"].as_str().unwrap().to_owned()
 }
 
+/// A body that goes on as in a fenced block which the question began.
+fn closed(row: &serde_json::Value) -> String {
+    format!("{}```\n\nThis works:\n```\nmake\n```\n", continued(row))
+}
+
 /// A chat's answer that says again all that the row gives, under `key`, before the function, and runs
 /// tests after it.
 fn told(row: &serde_json::Value, key: &str, tests: &str) -> String {
@@ -218,6 +223,7 @@ fn told(row: &serde_json::Value, key: &str, tests: &str) -> String {
 #[test]
 fn reference_solutions_of_humaneval_pass() {
     reference_solutions("humaneval", "humaneval/HumanEval", rows(), continued);
+    reference_solutions("humaneval", "humaneval/HumanEval", rows(), closed);
     reference_solutions("humaneval", "humaneval/HumanEval", rows(), |row| {
         told(
             row,
@@ -233,12 +239,20 @@ fn reference_solutions_of_humanevalpack_pass() {
         let file = format!("humanevalpack/{}", language.file());
         let suite = "humanevalpack-synthesize";
         reference_solutions(suite, &file, rows(), continued);
+        reference_solutions(suite, &file, rows(), closed);
         // Only Go's prompts have the helpers, and only other declarations the imports.
         let key = if language == Language::Go { "prompt" } else { "declaration" };
         reference_solutions(suite, &file, rows(), |row| {
-            // A C++ answer's helpers of tests are its own affair.
-            let repeats = language != Language::Cpp;
-            told(row, key, if repeats { row["test"].as_str().unwrap() } else { "" })
+            let tests = row["test"].as_str().unwrap();
+            match language {
+                // A C++ answer's helpers of tests are its own affair.
+                Language::Cpp => told(row, key, ""),
+                Language::JavaScript => {
+                    let main = "if (require.main === module) {\n  process.exit(1);\n}";
+                    told(row, key, &format!("{tests}\n{main}"))
+                }
+                _ => told(row, key, tests),
+            }
         });
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fleetune_core::model::{Decoder, LoadedModel};
 
-use super::eval::tools::{self, JUDGE_ATTEMPTS, JudgeChoice};
+use super::eval::tools::{self, JudgeChoice};
 use super::simulate::data_dir;
 use super::{CommandError, Context};
 use crate::evaluate::data::{DataError, DataFolder};
@@ -17,6 +17,9 @@ use crate::evaluate::suite::SuiteError;
 use crate::evaluate::suites;
 use crate::simulate::config::{EvaluationConfig, Origin, RunConfig};
 use crate::simulate::suites::SuiteQuestions;
+
+/// How often a failing judge is asked: fewer times than by `fleetune eval`, as rounds wait meanwhile.
+const JUDGE_ATTEMPTS: u32 = 3;
 
 /// What `asked` wants to know of the adapters that `config` trains, on the base model's decoder.
 /// `origin` knows where that stands, to name the place of what cannot be had. Questions about the

@@ -56,7 +56,7 @@ pub enum JournalError {
         id: String,
     },
     /// A line is none of ours.
-    #[error("{}:{line} is no line of an evaluation's journal ({problem}): choose another --out, or remove it to begin anew", path.display())]
+    #[error("{}:{line} is no line of an evaluation's journal ({problem}): remove that line, or choose another --out to begin anew", path.display())]
     Line {
         /// The journal.
         path: PathBuf,

@@ -16,7 +16,7 @@ use crate::training::ComputePrecision;
 /// Variables that may hold the judge's key, in order.
 const KEY_VARIABLES: [&str; 2] = ["FLEETUNE_JUDGE_KEY", "OPENAI_API_KEY"];
 /// How often to ask a failing judge before giving up.
-pub const JUDGE_ATTEMPTS: u32 = 8;
+pub(super) const JUDGE_ATTEMPTS: u32 = 8;
 
 /// Where programs run, if a suite has any.
 ///

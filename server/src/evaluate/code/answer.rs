@@ -16,24 +16,41 @@ impl Code {
     ///
     /// An answer may go on where the signature ends, or be a chat's: words, and the function in a fenced
     /// block. The last block that defines the function counts, for an answer may correct itself; if none
-    /// does, the first one.
+    /// does, what goes on, up to a fence that would close it; else the first block.
     pub fn of(answer: &str, language: Language, name: &str) -> Self {
-        let blocks = fenced(answer);
+        let mut blocks = fenced(answer);
+        let (before, behind) = answer.split_at(first_fence(answer).unwrap_or(answer.len()));
+        // What is indented stands in the function that the question began.
+        let first = before.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
+        let goes_on = ["  ", "\t"].iter().any(|deep| first.starts_with(deep));
+        if goes_on {
+            // The first fence may close what goes on, and the next one open another block.
+            blocks.extend(fenced(behind.split_once('\n').map_or("", |(_, behind)| behind)));
+        }
         if let Some(block) =
             blocks.iter().rfind(|block| definition(block, language, name).is_some())
         {
             return Self::Whole(block.clone());
         }
+        if goes_on {
+            return Self::Body(before.to_owned());
+        }
         if let Some(block) = blocks.into_iter().next() {
-            return Self::Body(block);
+            return Self::Body(indented(block, language));
         }
-        let first = answer.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
-        let goes_on = first.starts_with([' ', '\t']);
         match definition(answer, language, name) {
-            // What is indented stands in the function that the question began.
-            Some(at) if !goes_on => Self::Whole(answer[code_start(answer, at)..].to_owned()),
-            _ => Self::Body(answer.to_owned()),
+            Some(at) => Self::Whole(answer[code_start(answer, at)..].to_owned()),
+            None => Self::Body(answer.to_owned()),
         }
+    }
+}
+
+/// A body as it stands in its function: Python's counts only where it is indented.
+fn indented(body: String, language: Language) -> String {
+    let first = body.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
+    match language == Language::Python && !first.starts_with([' ', '\t']) {
+        true => body.lines().flat_map(|line| ["    ", line, "\n"]).collect(),
+        false => body,
     }
 }
 
@@ -54,19 +71,24 @@ pub fn redefines(code: &str, given: &str, language: Language) -> bool {
     names.any(|name| definition(code, language, name).is_some())
 }
 
+/// The mark of a line that opens or closes a fenced block. Words may stand before it, and the language
+/// behind it; code in a line is no block.
+fn fence(line: &str) -> Option<&'static str> {
+    ["```", "~~~"].into_iter().find(|mark| line.matches(mark).count() == 1)
+}
+
+/// Where the first fence stands.
+fn first_fence(answer: &str) -> Option<usize> {
+    lines_with_places(answer).find_map(|(at, line)| Some(at + line.find(fence(line)?)?))
+}
+
 /// The contents of fenced blocks, less the indentation of their fences; one that is not closed goes to
 /// the end.
 fn fenced(answer: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = answer.lines();
     while let Some(line) = lines.next() {
-        let Some(mark) = ["```", "~~~"].into_iter().find(|mark| line.contains(mark)) else {
-            continue;
-        };
-        // Words may stand before the fence, and the language behind it; code in a line is no block.
-        if line.matches(mark).count() > 1 {
-            continue;
-        }
+        let Some(mark) = fence(line) else { continue };
         let indentation = line.len() - line.trim_start().len();
         let mut block = String::new();
         for line in lines.by_ref() {
@@ -205,8 +227,20 @@ mod tests {
             let answer = format!("Here you are:\n\n{code}");
             assert_eq!(Code::of(&answer, language, "f"), whole);
         }
-        let body = "```python\n    return x\n```";
-        assert_eq!(Code::of(body, Language::Python, "f"), Code::Body("    return x\n".to_owned()));
+        let body = Code::Body("    return x\n".to_owned());
+        for answer in [
+            "```python\n    return x\n```",
+            "Sure:\n```python\nreturn x\n```",
+            "    return x\n```",
+            "    return x\n```\n\nThis works.",
+            "    return x\n```\nAnd a test:\n```\nassert f(1) == 1\n```",
+        ] {
+            assert_eq!(Code::of(answer, Language::Python, "f"), body, "{answer}");
+        }
+        let glued = Code::of("\treturn x```\nDone.", Language::Go, "f");
+        assert_eq!(glued, Code::Body("\treturn x".to_owned()));
+        let corrected = Code::of("    bad\n```\n```\ndef f(x): pass\n```", Language::Python, "f");
+        assert_eq!(corrected, Code::Whole("def f(x): pass\n".to_owned()));
     }
 
     #[test]

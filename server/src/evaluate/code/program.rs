@@ -103,13 +103,16 @@ fn python(given: &str, own: &str, tests: &str) -> String {
 }
 
 /// An answer has a scope of its own: it may repeat the tests, or what is given. It is a script, which
-/// exports nothing.
+/// exports nothing, and a module that another one asks for (`require.main !== module`).
 fn javascript(name: &str, given: &str, own: &str, tests: &str) -> String {
     let own = by_line(own, |line| {
         let line = line.strip_prefix("export ").unwrap_or(line);
         line.strip_prefix("default ").unwrap_or(line)
     });
-    format!("{given}\nconst {name} = (() => {{\n{own}\nreturn {name};\n}})();\n{tests}")
+    format!(
+        "{given}\nconst {name} = ((module) => {{\n{own}\nreturn {name};\n}})({{ exports: {{}} }});\n\
+         {tests}"
+    )
 }
 
 /// Go code without the tests that it repeats.

@@ -67,8 +67,8 @@ pub fn bbh_answer(text: &str) -> Option<&str> {
 
 /// The option that a free answer chooses, of those lettered `A`, `B`, …; `options` is their number.
 ///
-/// The first letter that "answer" leads to, as in `the answer is (C)`; if there is none, the first that
-/// stands alone (`B`, `(b)`, `B.`). A letter that is denied ("not A", "A is wrong") is no choice. A capital A
+/// The first letter that "answer" leads to, as in `the answer is (C)`, or that is said to be it, as in `C is
+/// the answer`; if there is none, the first that stands alone (`B`, `(b)`, `B.`). A letter that is denied ("not A", "A is wrong") is no choice. A capital A
 /// that begins a sentence before a word in small letters is an article ("A patient…"), unless that word is a
 /// verb ("A fits"). Small letters count where "answer" leads to them, in brackets, or as the whole
 /// answer.
@@ -88,7 +88,9 @@ pub fn option_letter(text: &str, options: usize) -> Option<usize> {
         (chosen && option < options && !is_denied(&words, at)).then_some(option)
     };
     let said = led_to(&words).find_map(|at| letter(at, true));
-    said.or_else(|| (0..words.len()).find_map(|at| letter(at, false)))
+    let called = || (0..words.len()).filter(|&at| is_affirmed(&words, at));
+    said.or_else(|| called().find_map(|at| letter(at, false)))
+        .or_else(|| (0..words.len()).find_map(|at| letter(at, false)))
 }
 
 /// Which of some words an answer says: the first that "answer" leads to, else the first of all.
@@ -130,11 +132,21 @@ fn led_to(words: &[Word]) -> impl Iterator<Item = usize> {
     })
 }
 
+/// Whether what follows a letter says that it is the answer.
+fn is_affirmed(words: &[Word], at: usize) -> bool {
+    const RIGHT: [&str; 5] = ["answer", "right", "correct", "best", "true"];
+    let is = |at: usize, list: &[&str]| words.get(at).is_some_and(|word| word.is_one_of(list));
+    let article = usize::from(is(at + 2, &["the"]));
+    is(at + 1, &["is", "was"]) && is(at + 2 + article, &RIGHT)
+}
+
 /// Whether a letter is mentioned only to be denied.
 fn is_denied(words: &[Word], at: usize) -> bool {
-    const BEFORE: [&str; 8] =
-        ["not", "isn't", "isn’t", "neither", "nor", "than", "between", "both"];
-    const CANNOT: [&str; 4] = ["cannot", "can't", "can’t", "not"];
+    const BEFORE: [&str; 9] =
+        ["not", "isn't", "isn’t", "neither", "nor", "than", "between", "both", "except"];
+    const CANNOT: [&str; 8] =
+        ["cannot", "can't", "can’t", "not", "wouldn't", "wouldn’t", "won't", "won’t"];
+    const EXCLUDED: [&str; 4] = ["excluded", "eliminated", "ruled", "dismissed"];
     const WRONG: [&str; 6] = ["incorrect", "wrong", "not", "false", "unlikely", "out"];
     let before = |back: usize| at.checked_sub(back).map(|at| &words[at]);
     let is = |at: usize, list: &[&str]| words.get(at).is_some_and(|word| word.is_one_of(list));
@@ -143,6 +155,7 @@ fn is_denied(words: &[Word], at: usize) -> bool {
             && before(2).is_some_and(|word| word.is_one_of(&CANNOT)))
         || is(at + 1, &["isn't", "isn’t"])
         || (is(at + 1, &["is", "was"]) && is(at + 2, &WRONG))
+        || (is(at + 1, &["can"]) && is(at + 2, &["be"]) && is(at + 3, &EXCLUDED))
 }
 
 /// Whether a capital A is the article that begins a sentence, rather than a choice.
@@ -270,6 +283,11 @@ mod tests {
             ("Between A and B, I prefer B.", 'B'),
             ("A patient would choose D", 'D'),
             ("The answer is that a patient would choose D", 'D'),
+            ("A is tempting, but C is the answer.", 'C'),
+            ("B is close. D was right.", 'D'),
+            ("A can be excluded, B can be ruled out: C", 'C'),
+            ("The answer wouldn't be A but C", 'C'),
+            ("Anything except A. So B.", 'B'),
         ] {
             let option = letter as usize - 'A' as usize;
             assert_eq!(option_letter(answer, 4), Some(option), "{answer}");
