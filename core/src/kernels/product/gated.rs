@@ -49,8 +49,7 @@ pub(in crate::kernels) fn gated_product(
     assert!(k > 0, "a product without depth");
     assert_eq!(hidden.len(), m * n, "a target for [{m}, {n}]");
     let kernel = MicroKernel::choose(isa, precision, n, k);
-    let panels = kernel.panels;
-    let division = Division::new(kernel, [((), &factors[0])].into_iter(), panels, 2 * m * n * k);
+    let division = Division::new(kernel, [((), &factors[0])].into_iter(), 2 * m * n * k);
     let unit = factors.iter().map(Operand::depth_unit).max().unwrap_or(1);
     let depths: Vec<_> = blocks(k, kernel.depth_block(k, unit)).collect();
     let words = depths.iter().map(|depths| kernel.layout.words(depths.len())).sum();

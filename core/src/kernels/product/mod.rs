@@ -86,7 +86,7 @@ pub(super) fn product(isa: Isa, a: View, parts: &[Part], scale: f32, precision: 
     let kernel = MicroKernel::choose(isa, precision, n, k);
     let size = m * k * parts.iter().map(|part| part.b.lanes()).sum::<usize>();
     let factors = parts.iter().map(|part| (part, &part.b));
-    let division = Division::new(kernel, factors, kernel.panels, size);
+    let division = Division::new(kernel, factors, size);
     let unit = parts.iter().map(|part| part.b.depth_unit()).max().unwrap_or(1);
     let depth = kernel.depth_block(k, unit);
     let block = kernel.left_rows(kernel.layout.words(depth), m);
@@ -121,7 +121,8 @@ pub(super) fn product(isa: Isa, a: View, parts: &[Part], scale: f32, precision: 
     LEFT.set(left);
 }
 
-/// How a product is divided among threads: by columns, and by rows where there are few columns.
+/// How a product is divided among threads: by columns, and by rows where there are many of these or few of
+/// those.
 struct Division<T> {
     kernel: &'static MicroKernel,
     /// Columns that one task encodes together, of which factor.
@@ -130,18 +131,16 @@ struct Division<T> {
 }
 
 impl<T: Copy + Sync> Division<T> {
-    /// Of products of `size` multiplications in all with these right factors, of which a task encodes
-    /// at most `panels` panels together.
+    /// Of products of `size` multiplications in all with these right factors.
     fn new<'a>(
         kernel: &'static MicroKernel,
         factors: impl Iterator<Item = (T, &'a Operand<'a>)> + Clone,
-        panels: usize,
         size: usize,
     ) -> Self {
         let columns: usize = factors.clone().map(|(_, b)| b.lanes()).sum();
         // Several groups for each thread, so that none waits long for another.
         let fair = columns / (4 * rayon::current_num_threads() * kernel.cols);
-        let panels = fair.clamp(1, panels);
+        let panels = fair.clamp(1, kernel.panels);
         let groups = factors.flat_map(|(factor, b)| {
             // A lane unit above 1 is a multiple of every kernel's columns.
             let group = (panels * kernel.cols).next_multiple_of(b.lane_unit());
