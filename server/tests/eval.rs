@@ -121,7 +121,6 @@ fn wrong_usage_exits_with_two_and_says_what_is_missing() {
         (&["--suite", "federated"], "--run"),
         (&["--suite", "fpb", "--judge-url", "http://localhost"], "--judge-model"),
         (&["--suite", "fpb", "--limit", "0"], "--limit"),
-        (&["--suite", "fpb", "--adapter", "nowhere"], "no adapter at nowhere"),
         (&["--suite", "fpb", "--out", "r"], "ends in .json"),
         (&["--suite", "fpb", "--out", "r.html"], "ends in .json"),
         (&["--suite", "fpb", "--out", "r.journal.jsonl"], "ends in .json"),

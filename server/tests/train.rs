@@ -338,7 +338,7 @@ fn what_cannot_be_trained_is_refused_with_the_reason() {
         (&["--dpo-beta", "0.2"], 2, "--dpo-beta belongs to --task dpo"),
         (&["--dpo-loss", "ipo"], 2, "--dpo-loss belongs to --task dpo"),
         (&["--reference-adapter", "a"], 2, "--reference-adapter belongs to --task dpo"),
-        (&["--init-adapter", "/no/such/adapter"], 2, "/no/such/adapter"),
+        (&["--init-adapter", "/no/such/adapter"], 1, "/no/such/adapter"),
     ] {
         let ended = place.train_with(args);
         ended.error(code);

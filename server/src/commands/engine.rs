@@ -83,11 +83,8 @@ pub fn check_context(model: &LoadedModel, seq_len: usize) -> CommandResult {
 /// Reads an adapter that must fit `engine`'s model.
 ///
 /// # Errors
-/// When it is not there, cannot be read or belongs to another model.
+/// When it cannot be read or belongs to another model.
 pub fn load_adapter(model: &LoadedModel, folder: &Path) -> Result<Adapter, CommandError> {
-    if !folder.exists() {
-        return Err(CommandError::Usage(format!("there is no adapter at {}", folder.display())));
-    }
     let adapter = Adapter::load(folder)?;
     adapter.check_against(&model.config).map_err(|error| {
         CommandError::Usage(format!("{} does not fit the model: {error}", folder.display()))

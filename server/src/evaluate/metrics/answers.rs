@@ -68,10 +68,10 @@ pub fn bbh_answer(text: &str) -> Option<&str> {
 /// The option that a free answer chooses, of those lettered `A`, `B`, …; `options` is their number.
 ///
 /// The first letter that "answer" leads to, as in `the answer is (C)`, or that is said to be it, as in `C is
-/// the answer`; if there is none, the first that stands alone (`B`, `(b)`, `B.`). A letter that is denied ("not A", "A is wrong") is no choice. A capital A
-/// that begins a sentence before a word in small letters is an article ("A patient…"), unless that word is a
-/// verb ("A fits"). Small letters count where "answer" leads to them, in brackets, or as the whole
-/// answer.
+/// the answer`; if there is none, the first that stands alone (`B`, `(b)`, `B.`). A letter that is denied
+/// ("not A", "A is wrong") is no choice. A capital A that begins a sentence before a word in small letters is
+/// an article ("A patient…"), unless that word is a verb ("A fits"). Small letters count where "answer" leads
+/// to them, in brackets, or as the whole answer.
 pub fn option_letter(text: &str, options: usize) -> Option<usize> {
     let words = words(text);
     let letter = |at: usize, led_to: bool| {
