@@ -7,8 +7,9 @@ use std::sync::LazyLock;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
-use fleetune_core::model::LoadedModel;
+use fleetune_core::model::{LoadedModel, ModelError};
 use proptest::prelude::*;
+use serde_json::{Value as Json, json};
 use tempfile::tempdir;
 
 use common::{TinyGguf, fixture};
@@ -30,7 +31,7 @@ fn open_and_use(path: &Path) {
     if let Ok(tokenizer) = model.tokenizer()
         && let Ok(ids) = tokenizer.encode("ab <s> é\u{1f642} 12")
     {
-        tokenizer.decode(&ids, false).unwrap();
+        let _ = tokenizer.decode(&ids, false);
     }
     if let Some(template) = model.chat_template() {
         let _ = template.render(&[], true);
@@ -197,20 +198,85 @@ fn safetensors_ranges_beyond_the_address_space_are_refused() {
     LoadedModel::open(folder.path()).unwrap_err();
 }
 
-#[test]
-fn merges_that_the_vocabulary_does_not_know_are_refused() {
+/// Opens the tiny model with `tokenizer.json` as `damage` leaves it.
+fn open_with_tokenizer(
+    damage: impl FnOnce(&mut Json) -> String,
+) -> Result<LoadedModel, ModelError> {
     let folder = tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(fixture("tiny_llama").join(file), folder.path().join(file)).unwrap();
     }
     let tokenizer = std::fs::read(fixture("tokenizers/bos.tokenizer.json")).unwrap();
-    let mut tokenizer: serde_json::Value = serde_json::from_slice(&tokenizer).unwrap();
+    let mut tokenizer: Json = serde_json::from_slice(&tokenizer).unwrap();
+    let text = damage(&mut tokenizer);
+    std::fs::write(folder.path().join("tokenizer.json"), text).unwrap();
+    LoadedModel::open(folder.path())
+}
+
+#[test]
+fn merges_that_the_vocabulary_does_not_know_are_refused() {
     // Two known tokens whose union is longer than every token: the tokenizers crate would write
     // past its buffer and panic.
-    let vocabulary = tokenizer["model"]["vocab"].as_object().unwrap();
-    let longest = vocabulary.keys().max_by_key(|token| token.len()).unwrap().clone();
-    tokenizer["model"]["merges"][0] = serde_json::json!([longest, longest]);
-    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    let error = LoadedModel::open(folder.path()).unwrap_err().to_string();
+    let opened = open_with_tokenizer(|tokenizer| {
+        let vocabulary = tokenizer["model"]["vocab"].as_object().unwrap();
+        let longest = vocabulary.keys().max_by_key(|token| token.len()).unwrap().clone();
+        tokenizer["model"]["merges"][0] = json!([longest, longest]);
+        tokenizer.to_string()
+    });
+    let error = opened.unwrap_err().to_string();
     assert!(error.contains("tokenizer.json: the merge"), "{error}");
+}
+
+#[test]
+fn decoders_that_are_no_json_are_refused() {
+    for damaged in [r#"{"type": "\udc00"}"#, r#"{"type": 1e999}"#] {
+        let opened = open_with_tokenizer(|tokenizer| {
+            tokenizer["decoder"] = json!("DECODER");
+            tokenizer.to_string().replace("\"DECODER\"", damaged)
+        });
+        let error = opened.unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json") && error.contains("column"), "{error}");
+    }
+}
+
+/// A part of a `tokenizer.json`, replaced.
+fn open_with_part(name: &str, part: Json) -> Result<LoadedModel, ModelError> {
+    open_with_tokenizer(|tokenizer| {
+        tokenizer[name] = part;
+        tokenizer.to_string()
+    })
+}
+
+fn charsmap(base64: &str) -> Json {
+    json!({"type": "Precompiled", "precompiled_charsmap": base64})
+}
+
+#[test]
+fn tokenizers_over_which_their_crate_panics_are_refused() {
+    // The one panics when it is read, the other over every text.
+    let no_length = json!({"type": "FixedLength", "length": 0});
+    for (name, part) in [("normalizer", charsmap("AA==")), ("pre_tokenizer", no_length)] {
+        let error = open_with_part(name, part).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json") && error.contains("damaged"), "{error}");
+    }
+}
+
+#[test]
+fn texts_and_tokens_over_which_the_tokenizers_crate_panics_are_errors() {
+    // A table of 98 entries, which has none for a "z".
+    let short_table = format!("iAEA{}", "AAAA".repeat(131));
+    let model = open_with_part("normalizer", charsmap(&short_table)).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
+    tokenizer.encode("a").unwrap();
+    let error = tokenizer.encode("z").unwrap_err().to_string();
+    assert!(error.contains("damaged"), "{error}");
+    tokenizer.encode("a").unwrap();
+
+    // It strips more characters than a token has.
+    let strip = json!({"type": "Strip", "content": "a", "start": 0, "stop": 99});
+    let model = open_with_part("decoder", strip).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
+    let ids = tokenizer.encode("a").unwrap();
+    let error = tokenizer.decode(&ids, false).unwrap_err().to_string();
+    assert!(error.contains("damaged"), "{error}");
 }

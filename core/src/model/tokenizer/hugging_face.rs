@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokenizers::Tokenizer;
 
-use super::{SpecialTokens, TextTokenizer};
+use super::{SpecialTokens, TextTokenizer, guarded};
 use crate::model::chat::ChatTemplate;
 use crate::model::error::ModelError;
 use crate::model::hf::read_json;
@@ -69,9 +69,9 @@ pub(in crate::model) fn from_folder(
         return Ok(None);
     }
     let bytes = std::fs::read(&path).map_err(ModelError::io(&path))?;
-    check_merges(&path, &bytes)?;
+    check_parts(&path, &bytes)?;
     let refused = |error: tokenizers::Error| ModelError::malformed(&path, error.to_string());
-    let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(refused)?;
+    let mut tokenizer = guarded(|| Tokenizer::from_bytes(&bytes)).map_err(refused)?;
     // Lengths are the business of whoever lays out the batch.
     tokenizer.with_truncation(None).map_err(refused)?;
     tokenizer.with_padding(None);
@@ -91,7 +91,7 @@ pub(in crate::model) fn from_folder(
     })?;
     let prepended_bos = match config.add_bos_token {
         Some(add) => id(&config.bos_token).filter(|_| add),
-        None => prepended_token(&tokenizer).map_err(refused)?,
+        None => guarded(|| prepended_token(&tokenizer)).map_err(refused)?,
     };
     let pad = model.pad_token_id.and_then(|id| u32::try_from(id).ok());
     let pad = id(&config.pad_token).or(pad);
@@ -163,11 +163,14 @@ fn optional_json<T: DeserializeOwned + Default>(path: &Path) -> Result<T, ModelE
     if path.exists() { read_json(path) } else { Ok(T::default()) }
 }
 
-/// Checks that every merge joins two tokens to a third one: the `tokenizers` crate relies on it.
-fn check_merges(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+/// Checks what the `tokenizers` crate relies on: that every merge joins two tokens to a third one,
+/// and that the decoder can be parsed as JSON.
+fn check_parts(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     #[derive(Deserialize)]
     struct File {
         model: Model,
+        #[serde(default, rename = "decoder")]
+        _decoder: serde_json::Value,
     }
     #[derive(Deserialize)]
     struct Model {

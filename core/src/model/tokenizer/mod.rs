@@ -13,6 +13,8 @@ mod stream;
 pub(super) use gguf::from_gguf;
 pub(super) use hugging_face::from_folder;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use tokenizers::Tokenizer;
 use tokenizers::processors::template::TemplateProcessing;
 
@@ -89,7 +91,7 @@ impl TextTokenizer {
     /// # Errors
     /// When the tokenizer fails or the model's embedding has no row for a token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(failed)?;
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).map_err(failed)?;
         let ids = encoding.get_ids();
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.embedding_rows) {
             return Err(TokenizerError::OutsideEmbedding {
@@ -107,7 +109,7 @@ impl TextTokenizer {
     /// # Errors
     /// When the decoder of an unusual `tokenizer.json` fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.tokenizer.decode(ids, skip_special).map_err(failed)
+        guarded(|| self.tokenizer.decode(ids, skip_special)).map_err(failed)
     }
 
     /// Decodes a text token by token, as it is generated.
@@ -227,6 +229,13 @@ impl SpecialTokens {
         }
         Self { prepended_bos, eos, stop_ids, pad }
     }
+}
+
+/// Calls the `tokenizers` crate, which panics over some damaged parts of a `tokenizer.json`. A call
+/// only reads the tokenizer, so that it stays usable.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err("its description is damaged: the tokenizers crate panicked".into()))
 }
 
 fn failed(error: tokenizers::Error) -> TokenizerError {
