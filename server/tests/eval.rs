@@ -268,11 +268,26 @@ fn an_endpoint_that_breaks_down_costs_no_answer() {
     assert_ne!(hub.url, url);
     let ended = judged(&hub, "1");
     assert_eq!(ended.code, Some(0), "{}", ended.err);
+    assert!(!ended.err.contains("rated no answer"), "{}", ended.err);
     assert_eq!(journal().matches("\"answer\":[").count(), 2);
     let result = read_json(&out);
     let rating =
         numbers(&result).into_iter().find(|m| m["name"] == "rating" && m["group"].is_null());
     assert_eq!(rating.unwrap()["value"], 7.0);
+}
+
+#[test]
+fn a_judge_that_rates_nothing_is_told() {
+    let place = Place::new();
+    let hub =
+        Hub::start(|_| Reply::json(&json!({"choices": [{"message": {"content": "A fine 7."}}]})));
+    let url = format!("{}/v1", hub.url);
+    for suite in ["vicuna-bench", "advbench"] {
+        let ended = place.eval(&["--suite", suite, "--judge-url", &url, "--judge-model", "m"]);
+        assert_eq!(ended.code, Some(0), "{}", ended.err);
+        let told = format!("{suite}: the judge rated no answer");
+        assert!(ended.err.contains(&told), "{}", ended.err);
+    }
 }
 
 #[test]

@@ -27,6 +27,8 @@ use crate::report::text::plural;
 const BATCH: usize = 64;
 const LARGEST_BATCH: usize = 1024;
 const BATCH_TIME: Duration = Duration::from_secs(2);
+/// Metrics that say how many answers the judge rated.
+const RATED: [&str; 3] = ["rated_1", "rated_2", "judged"];
 
 /// What to run.
 pub struct Plan {
@@ -311,6 +313,12 @@ impl<'a> SuiteRun<'a> {
         let verdicts = self.grade(&asked, tools, journal, watcher)?;
         let mut result = self.sum_up(&asked, &verdicts, judge, journal);
         (result.rows_in_suite, result.rows_seen, result.shots) = (in_suite, seen, shots);
+        if is_unrated(&result.metrics) {
+            let name = self.card.name;
+            tracing::warn!(
+                "{name}: the judge rated no answer (none of its opinions has a [[rating]])"
+            );
+        }
         Ok(result)
     }
 
@@ -518,6 +526,12 @@ impl<'a> SuiteRun<'a> {
 /// The sum; a sum of nothing is 0 and not -0, as floating-point numbers have it.
 fn total(seconds: impl Iterator<Item = f64>) -> f64 {
     seconds.fold(0.0, |sum, seconds| sum + seconds)
+}
+
+/// Whether a judge was asked and nothing came of it.
+fn is_unrated(metrics: &[Metric]) -> bool {
+    let mut rated = metrics.iter().filter(|m| RATED.contains(&m.name.as_str())).peekable();
+    rated.peek().is_some() && rated.all(|metric| metric.value == 0.0)
 }
 
 /// Scores the options of questions.
