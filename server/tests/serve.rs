@@ -92,6 +92,14 @@ fn a_server_limits_the_heaps_that_its_threads_scatter_memory_over() {
     running.stop();
 }
 
+#[test]
+fn the_operator_is_told_that_a_folder_handed_out_lets_nobody_train() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), "", "");
+    place.serve(None, None).stop();
+    assert!(place.log().contains("federation notes: devices that fetch"), "{}", place.log());
+}
+
 #[tokio::test]
 async fn who_was_not_invited_does_not_get_in() {
     let folder = tempfile::tempdir().unwrap();

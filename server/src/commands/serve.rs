@@ -192,6 +192,14 @@ fn base_model(
         }
         (_, false) => None,
     };
+    if file.is_some() && path.is_dir() {
+        tracing::warn!(
+            "federation {}: devices that fetch {} get its weights alone, without config.json and \
+             tokenizer.json, and cannot train: offer a GGUF file, or set offer_model = false",
+            federation.name,
+            training.model
+        );
+    }
     let blob = match &file {
         Some(offered) => offered.manifest.blob(),
         None => content_blob(&model)?,

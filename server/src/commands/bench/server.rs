@@ -168,7 +168,7 @@ impl ServerProcess {
         let path = folder.join("serve.toml");
         fs::write(&path, config)?;
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["serve", "--json"])
+            .args(["serve", "--json", "--quiet"])
             .arg(path)
             .stdout(Stdio::piped())
             .spawn()?;
