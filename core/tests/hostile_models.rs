@@ -10,7 +10,7 @@ use candle_core::quantized::gguf_file::Value;
 use fleetune_core::model::{LoadedModel, ModelError};
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
-use tempfile::tempdir;
+use tempfile::{TempDir, tempdir};
 
 use common::{TinyGguf, fixture};
 
@@ -50,6 +50,19 @@ static TINY_BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
     std::fs::read(tiny_with_tokenizer().write_in(folder.path())).unwrap()
 });
 
+/// A model's folder with weights, configuration and a tokenizer.
+fn tiny_folder() -> TempDir {
+    let folder = tempdir().unwrap();
+    for (file, name) in [
+        ("tiny_llama/config.json", "config.json"),
+        ("tiny_llama/model.safetensors", "model.safetensors"),
+        ("tokenizers/bos.tokenizer.json", "tokenizer.json"),
+    ] {
+        std::fs::copy(fixture(file), folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
 /// Bytes to overwrite, more of them where the header is.
 fn damage(header: usize) -> impl Strategy<Value = Vec<(usize, u8)>> {
     prop::collection::vec((0..header, prop_oneof![any::<u8>(), Just(0), Just(0xff)]), 1..8)
@@ -61,6 +74,26 @@ fn apply(bytes: &mut [u8], damage: &[(usize, u8)]) {
             *target = byte;
         }
     }
+}
+
+/// Where the values in `json` are, itself left out; of long lists and maps the first ones.
+fn pointers(json: &Json) -> Vec<String> {
+    let children: Vec<(String, &Json)> = match json {
+        Json::Array(items) => {
+            items.iter().enumerate().map(|(at, item)| (at.to_string(), item)).take(8).collect()
+        }
+        Json::Object(members) => members
+            .iter()
+            .map(|(name, member)| (name.replace('~', "~0").replace('/', "~1"), member))
+            .take(16)
+            .collect(),
+        _ => Vec::new(),
+    };
+    let below = |(name, child): (String, &Json)| {
+        let inside = pointers(child).into_iter().map(|rest| format!("/{name}{rest}"));
+        std::iter::once(format!("/{name}")).chain(inside).collect::<Vec<_>>()
+    };
+    children.into_iter().flat_map(below).collect()
 }
 
 proptest! {
@@ -119,16 +152,44 @@ proptest! {
     }
 
     #[test]
+    fn absurd_json_values_never_panic(
+        name in prop::sample::select(vec![
+            "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        ]),
+        at in any::<prop::sample::Index>(),
+        value in prop_oneof![
+            prop::sample::select(vec![
+                json!(null), json!(true), json!(0), json!(-1), json!(1), json!(3), json!(1e300),
+                json!(4_294_967_295u64), json!(u64::MAX), json!(""), json!("a"), json!("\u{1f642}"),
+                json!("Strip"), json!("FixedLength"), json!("Precompiled"), json!("Unigram"),
+                json!([]), json!([0]), json!([["a", "b"]]), json!({}), json!({"a": 1}),
+            ]),
+            any::<i64>().prop_map(Json::from),
+            any::<f64>().prop_map(Json::from),
+        ],
+    ) {
+        let folder = tiny_folder();
+        for file in ["generation_config.json", "tokenizer_config.json"] {
+            let text = r#"{"eos_token_id": [1, 2], "add_bos_token": true, "bos_token": "<|begin|>",
+                "eos_token": {"content": "<|end|>"}, "chat_template": [{"name": "default",
+                "template": "{{ messages | length }}"}], "pad_token": "<|end|>"}"#;
+            std::fs::write(folder.path().join(file), text).unwrap();
+        }
+        let path = folder.path().join(name);
+        let mut json: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let places = pointers(&json);
+        let place = &places[at.index(places.len())];
+        *json.pointer_mut(place).unwrap() = value;
+        std::fs::write(&path, json.to_string()).unwrap();
+        open_and_use(folder.path());
+    }
+
+    #[test]
     fn damaged_json_files_never_panic(
         damage in damage(13000),
         name in prop::sample::select(vec!["config.json", "tokenizer.json"]),
     ) {
-        let folder = tempdir().unwrap();
-        for file in ["config.json", "model.safetensors"] {
-            std::fs::copy(fixture("tiny_llama").join(file), folder.path().join(file)).unwrap();
-        }
-        let tokenizer = fixture("tokenizers/bos.tokenizer.json");
-        std::fs::copy(tokenizer, folder.path().join("tokenizer.json")).unwrap();
+        let folder = tiny_folder();
         let path = folder.path().join(name);
         let mut bytes = std::fs::read(&path).unwrap();
         apply(&mut bytes, &damage);
@@ -202,14 +263,11 @@ fn safetensors_ranges_beyond_the_address_space_are_refused() {
 fn open_with_tokenizer(
     damage: impl FnOnce(&mut Json) -> String,
 ) -> Result<LoadedModel, ModelError> {
-    let folder = tempdir().unwrap();
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(fixture("tiny_llama").join(file), folder.path().join(file)).unwrap();
-    }
-    let tokenizer = std::fs::read(fixture("tokenizers/bos.tokenizer.json")).unwrap();
-    let mut tokenizer: Json = serde_json::from_slice(&tokenizer).unwrap();
+    let folder = tiny_folder();
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let text = damage(&mut tokenizer);
-    std::fs::write(folder.path().join("tokenizer.json"), text).unwrap();
+    std::fs::write(path, text).unwrap();
     LoadedModel::open(folder.path())
 }
 
