@@ -15,8 +15,9 @@ impl Code {
     /// The code in an answer to a question about the function `name`.
     ///
     /// An answer may go on where the signature ends, or be a chat's: words, and the function in a fenced
-    /// block. The last block that defines the function counts, for an answer may correct itself; if none
-    /// does, what goes on, up to a fence that would close it; else the first block.
+    /// block. The last block that defines the function counts, for an answer may correct itself, unless it
+    /// only repeats the signature; if none does, what goes on, up to a fence that would close it; else the
+    /// first block.
     pub fn of(answer: &str, language: Language, name: &str) -> Self {
         let mut blocks = fenced(answer);
         let (before, behind) = answer.split_at(first_fence(answer).unwrap_or(answer.len()));
@@ -27,19 +28,24 @@ impl Code {
             // The first fence may close what goes on, and the next one open another block.
             blocks.extend(fenced(behind.split_once('\n').map_or("", |(_, behind)| behind)));
         }
-        if let Some(block) =
-            blocks.iter().rfind(|block| definition(block, language, name).is_some())
-        {
+        let defining =
+            || blocks.iter().rev().filter(|block| definition(block, language, name).is_some());
+        let with_body = defining().find(|block| !ends_with_signature(block, language, name));
+        if let Some(block) = with_body.or(defining().next()) {
             return Self::Whole(block.clone());
         }
         if goes_on {
-            return Self::Body(before.to_owned());
+            return Self::Body(without_words_behind(before, language).to_owned());
         }
         if let Some(block) = blocks.into_iter().next() {
             return Self::Body(indented(block, language));
         }
         match definition(answer, language, name) {
-            Some(at) => Self::Whole(answer[code_start(answer, at)..].to_owned()),
+            Some(at) => {
+                let (before, own) = answer.split_at(at);
+                let start = code_start(before);
+                Self::Whole(before[start..].to_owned() + without_words_behind(own, language))
+            }
             None => Self::Body(answer.to_owned()),
         }
     }
@@ -123,9 +129,46 @@ pub(super) fn lines_with_places(text: &str) -> impl Iterator<Item = (usize, &str
     })
 }
 
-/// Where code begins that defines a function at `definition`, after words without a fence: with the
-/// first line that no sentence is.
-fn code_start(answer: &str, definition: usize) -> usize {
+/// Whether the code ends before the body of the function begins.
+fn ends_with_signature(code: &str, language: Language, name: &str) -> bool {
+    let Some(at) = definition(code, language, name) else { return false };
+    let own = code[at..].trim_end();
+    match language {
+        Language::Python => own.ends_with(':'),
+        Language::JavaScript if own.contains("=>") => own.ends_with("=>") || own.ends_with('{'),
+        _ => !own.contains('}'),
+    }
+}
+
+/// Python code without the words that explain it, which no fence keeps apart. In other languages they
+/// cannot be told from code by a line alone.
+fn without_words_behind(code: &str, language: Language) -> &str {
+    let in_text = |at: usize| {
+        ["\"\"\"", "'''"].iter().any(|quotes| code[..at].matches(quotes).count() % 2 == 1)
+    };
+    let mut lines = lines_with_places(code).filter(|_| language == Language::Python);
+    match lines.find(|&(at, line)| is_sentence(line) && !in_text(at)) {
+        Some((at, _)) => &code[..at],
+        None => code,
+    }
+}
+
+/// Whether a line of Python begins as a sentence does ("This function", "Explanation:").
+fn is_sentence(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    let first = words.next().filter(|_| line.starts_with(char::is_uppercase)).unwrap_or("");
+    let letters = first.trim_end_matches([':', ',', '!']);
+    let word = !letters.is_empty() && letters.chars().all(char::is_alphabetic);
+    word && match words.next() {
+        // As a constant with its type has it.
+        Some(second) => second.starts_with(char::is_alphabetic) && !line.contains('='),
+        None => first.ends_with(':'),
+    }
+}
+
+/// Where code begins after words without a fence, `before` the function: with the first line that no
+/// sentence is.
+fn code_start(before: &str) -> usize {
     const STARTS: [&str; 16] = [
         "#",
         "//",
@@ -144,9 +187,9 @@ fn code_start(answer: &str, definition: usize) -> usize {
         "package ",
         "public ",
     ];
-    let before = lines_with_places(&answer[..definition]);
-    let mut code = before.filter(|(_, line)| STARTS.iter().any(|start| line.starts_with(start)));
-    code.next().map_or(definition, |(at, _)| at)
+    let lines = lines_with_places(before);
+    let mut code = lines.filter(|(_, line)| STARTS.iter().any(|start| line.starts_with(start)));
+    code.next().map_or(before.len(), |(at, _)| at)
 }
 
 /// Whether the line begins the definition of the function. A line that only calls it does not, nor does
@@ -241,6 +284,46 @@ mod tests {
         assert_eq!(glued, Code::Body("\treturn x".to_owned()));
         let corrected = Code::of("    bad\n```\n```\ndef f(x): pass\n```", Language::Python, "f");
         assert_eq!(corrected, Code::Whole("def f(x): pass\n".to_owned()));
+    }
+
+    #[test]
+    fn a_block_that_only_repeats_the_signature_does_not_count() {
+        for (language, code, signature) in [
+            (Language::Python, "def f(x):\n    return x", "def f(x):"),
+            (Language::Python, "def f(x): return x", "def f(\n    x,\n) -> int:"),
+            (Language::JavaScript, "const f = (x) => x + 1", "const f = (x) =>"),
+            (Language::JavaScript, "function f(x) {\n  return x;\n}", "function f(x) {"),
+            (Language::Java, "int f(int x) {\n  return x;\n}", "public static int f(int x)"),
+            (Language::Go, "func f(x int) int { return x }", "func f(x int) int"),
+            (Language::Cpp, "int f(int x) {\n  return x;\n}", "int f(int x)"),
+            (Language::Rust, "fn f(x: i32) -> i32 { x }", "fn f(x: i32) -> i32"),
+        ] {
+            let answer = format!("```\n{code}\n```\nIt has the signature\n```\n{signature}\n```");
+            assert_eq!(Code::of(&answer, language, "f"), Code::Whole(format!("{code}\n")));
+            let alone = format!("```\n{signature}\n```");
+            assert_eq!(Code::of(&alone, language, "f"), Code::Whole(format!("{signature}\n")));
+        }
+    }
+
+    #[test]
+    fn words_behind_code_without_a_fence_are_left_out_of_python() {
+        let codes = [
+            "def f(x):\n    \"\"\"This function\"\"\"\n    return MOD\n\nMOD: int = 7\nTABLE = [\n  1]\n\n",
+            "def f(x):\n    return '''\nThis is code\n'''\n",
+            "class A:\n    pass\n\ndef f(x):\n    return A if x else None\n\n# This is a test\n",
+        ];
+        let words = ["This function works.", "Explanation:", "Note that\nit works", "Here, we go"];
+        for words in words {
+            for code in codes {
+                let answer = format!("Sure!\n\n{code}{words}\n");
+                assert_eq!(Code::of(&answer, Language::Python, "f"), Code::Whole(code.to_owned()));
+            }
+            let body = "    return x\n\n";
+            let answer = format!("{body}{words}");
+            assert_eq!(Code::of(&answer, Language::Python, "f"), Code::Body(body.to_owned()));
+        }
+        let java = "int f(int x) {\n  return x;\n}\nInteger other;\n";
+        assert_eq!(Code::of(java, Language::Java, "f"), Code::Whole(java.to_owned()));
     }
 
     #[test]
