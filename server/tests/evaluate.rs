@@ -17,7 +17,7 @@ use fleetune_server::evaluate::model::{
 };
 use fleetune_server::evaluate::result::EvaluationResult;
 use fleetune_server::evaluate::run::{Plan, RunError, Watcher, Work, run};
-use fleetune_server::evaluate::suite::{Graded, Question, Scoring, SuiteOptions, Wrapping};
+use fleetune_server::evaluate::suite::{Asking, Graded, Question, Scoring, SuiteOptions, Wrapping};
 use fleetune_server::evaluate::suites;
 use fleetune_server::training::ComputePrecision;
 use serde_json::{Value, json};
@@ -624,7 +624,26 @@ fn every_suite_reads_its_real_data() {
             if let Question::Choice(choice) = &item.question {
                 assert!(choice.gold < choice.options.len(), "{name} {}", item.id);
             }
+            if card.wrapping != Wrapping::Plain {
+                continue;
+            }
+            // White space at the end would belong to the tokens of the answer.
+            for prompt in plain_prompts(&item.question) {
+                assert!(!prompt.ends_with(char::is_whitespace), "{name} {}: {prompt}", item.id);
+            }
         }
+    }
+}
+
+/// What is asked without a template, in every turn.
+fn plain_prompts(question: &Question) -> Vec<String> {
+    match question {
+        Question::Choice(choice) => vec![choice.prompt.plain.clone()],
+        Question::Writing(writing) => match &writing.asking {
+            Asking::Once(prompt) => vec![prompt.plain.clone()],
+            Asking::Then(prompt, then) => vec![prompt.plain.clone(), then("words").plain],
+            Asking::Turns(turns) => turns.clone(),
+        },
     }
 }
 

@@ -10,6 +10,6 @@ mod toolchain;
 
 pub use answer::{Code, given_before};
 pub use body::body_in_braces;
-pub use program::{go_imports, program, with_go_imports};
+pub use program::{completed, go_imports, open_end, program, with_go_imports};
 pub use runner::{ProgramRunner, RULES, RunResult};
 pub use toolchain::Language;

@@ -32,6 +32,20 @@ pub fn program(language: Language, name: &str, given: &str, own: &str, tests: &s
     }
 }
 
+/// What a question gives of a function, without the white space at its end, as a prompt to go on from.
+/// The line break belongs to the tokens of what follows (OctoPack, arXiv 2308.07124, and BigCode's
+/// harness ask so): after a text that ends with it, models rather close a fence than go on.
+pub fn open_end(given: &str) -> &str {
+    given.trim_end()
+}
+
+/// The function that `completion` makes of what a question gives ([`open_end`]).
+pub fn completed(given: &str, completion: &str) -> String {
+    let line_break =
+        if completion.trim_start_matches(' ').starts_with(['\n', '\r']) { "" } else { "\n" };
+    format!("{}{line_break}{completion}", open_end(given))
+}
+
 /// Go code with the imports that it needs: those of the answer, and `packages` that it uses without saying
 /// so. Go refuses imports that are not used, and wants all of them at the top. `setup` has some already.
 pub fn with_go_imports(setup: &str, own: &[String], packages: &[&str], code: &str) -> String {
@@ -232,6 +246,19 @@ fn rust(given: &str, own: &str, tests: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_completion_begins_on_a_line_of_its_own() {
+        for (completion, function) in [
+            ("    return 1\n", "def f():\n    return 1\n"),
+            ("\n    return 1", "def f():\n    return 1"),
+            (" \n    return 1", "def f(): \n    return 1"),
+            (" return 1", "def f():\n return 1"),
+            ("", "def f():\n"),
+        ] {
+            assert_eq!(completed("def f():\n", completion), function);
+        }
+    }
 
     #[test]
     fn go_has_the_imports_that_it_uses() {

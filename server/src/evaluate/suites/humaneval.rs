@@ -2,7 +2,9 @@
 
 use serde::Deserialize;
 
-use crate::evaluate::code::{Code, Language, RunResult, given_before, program};
+use crate::evaluate::code::{
+    Code, Language, RunResult, completed, given_before, open_end, program,
+};
 use crate::evaluate::data::DataFolder;
 use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
 use crate::evaluate::metrics::pass_at_k;
@@ -33,7 +35,7 @@ impl Row {
 
     /// The program with `completion` as the function's body.
     fn completed(&self, completion: &str) -> String {
-        format!("{}{completion}\n{}", self.prompt, self.tests())
+        format!("{}\n{}", completed(&self.prompt, completion), self.tests())
     }
 
     fn program(&self, answer: &str) -> String {
@@ -147,7 +149,7 @@ impl Suite for HumanEval {
             shots: 0,
             question: Question::Writing(Writing {
                 asking: Asking::Once(Prompt {
-                    plain: row.prompt.clone(),
+                    plain: open_end(&row.prompt).to_owned(),
                     message: format!(
                         "Complete the following Python function. Answer with the whole function in \
                          a code block.\n```python\n{}```",

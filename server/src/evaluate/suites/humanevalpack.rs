@@ -4,7 +4,8 @@ use serde::Deserialize;
 
 use super::humaneval::{pass_metrics, passed, temperature};
 use crate::evaluate::code::{
-    Code, Language, body_in_braces, given_before, go_imports, program, with_go_imports,
+    Code, Language, body_in_braces, completed, given_before, go_imports, open_end, program,
+    with_go_imports,
 };
 use crate::evaluate::data::DataFolder;
 use crate::evaluate::grading::{GradeError, Grader, Grading, Verdict};
@@ -72,18 +73,19 @@ impl Program {
     /// The whole program with `completion` as the function's body.
     fn completed(&self, completion: &str) -> String {
         let Row { declaration, test, .. } = &self.row;
+        let function = completed(declaration, completion);
         match self.language {
-            Language::Python => format!("{PYTHON_IMPORTS}{declaration}{completion}\n{test}"),
-            Language::JavaScript | Language::Rust => format!("{declaration}{completion}\n{test}"),
+            Language::Python => format!("{PYTHON_IMPORTS}{function}\n{test}"),
+            Language::JavaScript | Language::Rust => format!("{function}\n{test}"),
             Language::Java => {
                 // The body may end the class too, as the reference solution does.
                 let open = completion.matches('{').count() + 2 > completion.matches('}').count();
                 let close = if open { "\n}" } else { "" };
-                format!("{declaration}{completion}{close}\n{test}")
+                format!("{function}{close}\n{test}")
             }
-            Language::Cpp => format!("{CPP_HEADERS}{declaration}{completion}\n{test}"),
+            Language::Cpp => format!("{CPP_HEADERS}{function}\n{test}"),
             Language::Go => {
-                let code = format!("{}{completion}\n{test}", self.go_prompt());
+                let code = format!("{}\n{test}", completed(&self.go_prompt(), completion));
                 with_go_imports(&self.row.test_setup, &[], &GO_PACKAGES, &code)
             }
         }
@@ -147,11 +149,11 @@ impl Grader for LastOf {
 /// OctoPack's question: the model continues the function's declaration.
 fn ask(question: &str, declaration: &str) -> Prompt {
     Prompt {
-        plain: format!("Question: {question}\n\nAnswer:\n{declaration}"),
+        plain: open_end(&format!("Question: {question}\n\nAnswer:\n{declaration}")).to_owned(),
         message: format!(
             "{question}\n\nAnswer with the whole function in a code block, beginning with:\n```\n\
              {}\n```",
-            declaration.trim_end()
+            open_end(declaration)
         ),
     }
 }
@@ -175,10 +177,8 @@ impl HumanEvalPack {
                     row.canonical_solution,
                     row.docstring.chars().count()
                 );
-                let prompt = Prompt {
-                    plain: format!("Question: {question}\n\nAnswer:\n"),
-                    message: question,
-                };
+                let prompt =
+                    Prompt { plain: format!("Question: {question}\n\nAnswer:"), message: question };
                 let declaration = declaration.clone();
                 let limit = row.docstring.chars().count();
                 Asking::Then(
