@@ -31,7 +31,7 @@ fn open_and_use(path: &Path) {
     if let Ok(tokenizer) = model.tokenizer()
         && let Ok(ids) = tokenizer.encode("ab <s> é\u{1f642} 12")
     {
-        let _ = tokenizer.decode(&ids, false);
+        tokenizer.decode(&ids, false).unwrap();
     }
     if let Some(template) = model.chat_template() {
         let _ = template.render(&[], true);
